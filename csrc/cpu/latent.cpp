@@ -1,0 +1,355 @@
+// The latent variable on the CPU: reparameterised sampling with the KL in the same pass, and the divergences alone.
+#include "../divergences.h"
+#include "../philox.h"
+#include "operators.h"
+
+namespace vae_fast {
+namespace {
+
+// z = mu + e^(logvar/2) eps over [B, Z]. Work is cut into units of whole rows, at most kBlock elements, or pieces of one
+// long row; a unit's operands lie flat, so that short rows fill the vector lanes too.
+template <int K>
+struct Latent {
+  int64_t rows = 0, columns = 0;
+  Matrix parameters[K];  // mu, logvar and, for K = 4, the prior's
+  Matrix z;              // forward: the sample
+  Matrix dz, dkl;        // backward: incoming, each may be absent
+  Matrix gradients[2];   // backward: of mu and logvar
+  bool divergence = false;
+  uint64_t seed = 0;
+  std::vector<double> sums;  // [rows, pieces]
+
+  int64_t pieces() const { return columns > kBlock ? (columns + kBlock - 1) / kBlock : 1; }
+  int64_t rows_per_unit() const { return columns > 0 && columns < kBlock ? kBlock / columns : 1; }
+};
+
+// Where a unit lies: `count` rows from `row` on, `width` columns from `column` on
+struct Unit {
+  int64_t row, count, column, width;
+  int64_t size() const { return count * width; }
+};
+
+template <class T>
+VAE_FAST_CLONES const T* normals(uint64_t seed, int64_t first, int64_t n, T* noise) {
+  const int64_t counter = first / 4, counters = (first + n + 3) / 4 - counter;
+#pragma GCC ivdep
+  for (int64_t k = 0; k < counters; ++k) {
+    const uint64_t index = static_cast<uint64_t>(counter + k);
+    uint32_t words[4] = {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 0, 0};
+    philox(words, seed);
+    box_muller(words[0], words[1], noise[4 * k], noise[4 * k + 1]);
+    box_muller(words[2], words[3], noise[4 * k + 2], noise[4 * k + 3]);
+  }
+  return noise + first % 4;
+}
+
+// A unit of an operand as one flat run of T
+template <class T>
+const T* flat(const Matrix& m, const Unit& u, T* buffer) {
+  if (m.type == scalar_type<T> && m.column_stride == 1 && (u.count == 1 || m.row_stride == u.width))
+    return m.at<T>(u.row, u.column);
+  for (int64_t i = 0; i < u.count; ++i) {
+    T* to = buffer + i * u.width;
+    const T* from = load(m, u.row + i, u.column, u.width, to);
+    if (from != to) std::copy(from, from + u.width, to);
+  }
+  return buffer;
+}
+
+template <class T>
+inline __attribute__((always_inline)) double sum(const T* terms, int64_t n) {
+  T lanes[kLanes] = {};
+  const int64_t whole = n - n % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += terms[i + lane];
+  double total = 0;
+  for (int64_t i = whole; i < n; ++i) total += terms[i];
+  for (int width = kLanes / 2; whole > 0 && width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  return total + lanes[0];
+}
+
+template <class T, int K>
+VAE_FAST_CLONES void sample(const T* const (&in)[K], const T* noise, int64_t n, T* z) {
+  for (int64_t i = 0; i < n; ++i) z[i] = in[0][i] + exp(T(0.5) * in[1][i]) * noise[i];
+}
+
+template <class Kl, class T, int K>
+VAE_FAST_CLONES void divergence_terms(const T* const (&in)[K], int64_t n, T* terms) {
+  for (int64_t i = 0; i < n; ++i) {
+    T parameters[K], unused[K];
+    for (int k = 0; k < K; ++k) parameters[k] = in[k][i];
+    Kl element{};
+    element.step(0, parameters, T(0), unused);
+    terms[i] = element.finish(0);
+  }
+}
+
+template <class T>
+VAE_FAST_CLONES void row_sums(const T* terms, const Unit& u, double* sums, int64_t stride) {
+  for (int64_t i = 0; i < u.count; ++i) sums[i * stride] = sum(terms + i * u.width, u.width);
+}
+
+// dmu = dz + dkl dKL/dmu, dlogvar = dz e^(logvar/2) eps / 2 + dkl dKL/dlogvar
+template <class Kl, bool DIVERGENCE, class T, int K>
+VAE_FAST_CLONES void sample_gradients(const T* const (&in)[K], const T* noise, const T* dz, const T* dkl, int64_t n, T* dmu, T* dlogvar) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    T parameters[K], gradients[K] = {};
+    for (int k = 0; k < K; ++k) parameters[k] = in[k][i];
+    Kl element{};
+    if (DIVERGENCE) element.step(0, parameters, T(0), gradients);
+    const T scale = DIVERGENCE ? dkl[i] : T(0);
+    dmu[i] = dz[i] + scale * gradients[0];
+    dlogvar[i] = T(0.5) * dz[i] * exp(T(0.5) * parameters[1]) * noise[i] + scale * gradients[1];
+  }
+}
+
+template <class Kl, class T, int K>
+void forward_unit(Latent<K>& p, const Unit& u) {
+  T staged[K][kBlock], noise[kBlock + 8], terms[kBlock], z[kBlock];
+  const T* in[K];
+  for (int k = 0; k < K; ++k) in[k] = flat(p.parameters[k], u, staged[k]);
+  const int64_t first = u.row * p.columns + u.column;
+  if (p.z.data) {
+    T* to = destination(p.z, 0, first, z);
+    sample(in, normals(p.seed, first, u.size(), noise), u.size(), to);
+    if (to == z) store(z, p.z, 0, first, u.size());
+  }
+  if (!p.divergence) return;
+  divergence_terms<Kl>(in, u.size(), terms);
+  row_sums(terms, u, &p.sums[u.row * p.pieces() + u.column / kBlock], p.pieces());
+}
+
+template <class Kl, class T, int K>
+void backward_unit(Latent<K>& p, const Unit& u) {
+  T staged[K][kBlock], noise[kBlock + 8], dz_staged[kBlock], dkl_staged[kBlock], computed[2][kBlock];
+  const T *in[K], *dz = dz_staged, *dkl = dkl_staged;
+  for (int k = 0; k < K; ++k) in[k] = flat(p.parameters[k], u, staged[k]);
+  if (p.dz.data) dz = flat(p.dz, u, dz_staged);
+  else std::fill(dz_staged, dz_staged + u.size(), T(0));
+  if (p.dkl.data) dkl = flat(p.dkl, u, dkl_staged);
+
+  const int64_t first = u.row * p.columns + u.column;
+  const T* eps = normals(p.seed, first, u.size(), noise);
+  T* to[2];
+  for (int k = 0; k < 2; ++k) to[k] = destination(p.gradients[k], 0, first, computed[k]);
+  if (p.dkl.data) sample_gradients<Kl, true>(in, eps, dz, dkl, u.size(), to[0], to[1]);
+  else sample_gradients<Kl, false>(in, eps, dz, dkl, u.size(), to[0], to[1]);
+  for (int k = 0; k < 2; ++k)
+    if (to[k] == computed[k]) store(computed[k], p.gradients[k], 0, first, u.size());
+}
+
+template <int K, class F>
+void for_each_unit(const Latent<K>& p, const F& run) {
+  const int64_t per_unit = p.rows_per_unit(), pieces = p.pieces();
+  const int64_t units = (p.rows + per_unit - 1) / per_unit * pieces;
+  torch::stable::parallel_for(0, units, kGrain / 2 / kBlock, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / pieces * per_unit, column = i % pieces * kBlock;
+      const Unit u{row, std::min(per_unit, p.rows - row), column, pieces > 1 ? std::min<int64_t>(kBlock, p.columns - column) : p.columns};
+      if (u.size() > 0) run(u);
+    }
+  });
+}
+
+// Reads mu, logvar, prior_mu?, prior_logvar? and calls `run` with a Latent of 2 or 4 parameters and its divergence
+struct Posterior {
+  Tensor mu, logvar;
+  std::optional<Tensor> prior_mu, prior_logvar;
+
+  explicit Posterior(Arguments& in) : mu(in.tensor()), logvar(in.tensor()), prior_mu(in.optional_tensor()), prior_logvar(in.optional_tensor()) {
+    STD_TORCH_CHECK(mu.dim() == 2, "mu must have shape [B, Z]");
+    STD_TORCH_CHECK(prior_mu.has_value() == prior_logvar.has_value(), "prior_mu and prior_logvar go together");
+  }
+};
+
+uint64_t read_seed(const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1 && t.scalar_type() == ScalarType::Long, "seed must be one int64 number on the CPU");
+  return static_cast<uint64_t>(*static_cast<const int64_t*>(t.data_ptr()));
+}
+
+template <int K>
+Latent<K> latent(const Tensor (&parameters)[K]) {
+  Latent<K> p;
+  p.rows = parameters[0].size(0), p.columns = parameters[0].size(1);
+  for (int k = 0; k < K; ++k) p.parameters[k] = parameter(parameters[k], "each parameter", p.rows, p.columns);
+  return p;
+}
+
+template <template <class, int> class Kl, int K>
+void forward(Latent<K>& p) {
+  if (accumulate_type(p.parameters) == ScalarType::Double) for_each_unit(p, [&](const Unit& u) { forward_unit<Kl<double, 1>, double>(p, u); });
+  else for_each_unit(p, [&](const Unit& u) { forward_unit<Kl<float, 1>, float>(p, u); });
+}
+
+template <template <class, int> class Kl, int K>
+void sample_and_divergence(const Tensor (&parameters)[K], uint64_t seed, Tensor& z, Tensor* kl) {
+  Latent<K> p = latent(parameters);
+  p.seed = seed, p.divergence = kl != nullptr;
+  z = empty({p.rows, p.columns}, parameters[0].scalar_type());
+  p.z = output(z);
+  if (kl) p.sums.assign(p.rows * p.pieces(), 0.);
+  forward<Kl>(p);
+  if (!kl) return;
+  *kl = empty({p.rows}, accumulate_type(p.parameters));
+  for (int64_t b = 0; b < p.rows; ++b) {
+    double value = 0;
+    for (int64_t piece = 0; piece < p.pieces(); ++piece) value += p.sums[b * p.pieces() + piece];
+    store(&value, output(*kl), b, 0, 1);
+  }
+}
+
+// (mu, logvar, seed) -> z
+void reparameterize(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const Tensor mu = in.tensor(), logvar = in.tensor();
+  STD_TORCH_CHECK(mu.dim() == 2, "mu must have shape [B, Z]");
+  Tensor z;
+  sample_and_divergence<StandardKl, 2>({mu, logvar}, read_seed(in.tensor()), z, nullptr);
+  Results(stack).push(z);
+}
+
+// (mu, logvar, prior_mu?, prior_logvar?, seed) -> (z, kl [B])
+void sample_kl(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const Posterior q(in);
+  const uint64_t seed = read_seed(in.tensor());
+  Tensor z, kl;
+  if (q.prior_mu) sample_and_divergence<GaussianKl, 4>({q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, seed, z, &kl);
+  else sample_and_divergence<StandardKl, 2>({q.mu, q.logvar}, seed, z, &kl);
+  Results out(stack);
+  out.push(z);
+  out.push(kl);
+}
+
+template <template <class, int> class Kl, int K>
+void backward(Latent<K>& p) {
+  if (accumulate_type(p.parameters) == ScalarType::Double) for_each_unit(p, [&](const Unit& u) { backward_unit<Kl<double, 1>, double>(p, u); });
+  else for_each_unit(p, [&](const Unit& u) { backward_unit<Kl<float, 1>, float>(p, u); });
+}
+
+template <template <class, int> class Kl, int K>
+void sample_backward(const Tensor (&parameters)[K], const std::optional<Tensor>& dz, const std::optional<Tensor>& dkl, uint64_t seed, Tensor (&gradients)[4]) {
+  Latent<K> p = latent(parameters);
+  p.seed = seed;
+  if (dz) p.dz = parameter(*dz, "dz", p.rows, p.columns);
+  p.dkl = column_vector(dkl, "dkl", p.rows);
+  p.dkl.column_stride = 0;
+  for (int k = 0; k < 2; ++k) {
+    gradients[k] = empty({p.rows, p.columns}, parameters[k].scalar_type());
+    p.gradients[k] = output(gradients[k]);
+  }
+  backward<Kl>(p);
+}
+
+// The prior's gradients, summed where it is repeated
+void prior_gradients(const Posterior& q, const Tensor& dkl, int64_t asked, Tensor (&gradients)[4]) {
+  Term<4> term{{}, {q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, {}};
+  term.set_size(q.mu.size(0), q.mu.size(1));
+  term.set_selection(dkl, std::nullopt);
+  term.allocate_gradients(asked & 0b1100);
+  term.run<GaussianKl>();
+  std::copy(term.gradients + 2, term.gradients + 4, gradients + 2);
+}
+
+// (dz?, dkl?, mu, logvar, prior_mu?, prior_logvar?, seed, asked) -> (dmu, dlogvar, dprior_mu, dprior_logvar)
+void sample_kl_backward(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const auto dz = in.optional_tensor(), dkl = in.optional_tensor();
+  const Posterior q(in);
+  const uint64_t seed = read_seed(in.tensor());
+  const int64_t asked = in.integer();
+  Tensor gradients[4];
+  gradients[2] = gradients[3] = empty({0}, q.mu.scalar_type());
+  if (q.prior_mu) sample_backward<GaussianKl, 4>({q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, dz, dkl, seed, gradients);
+  else sample_backward<StandardKl, 2>({q.mu, q.logvar}, dz, dkl, seed, gradients);
+  if (q.prior_mu && dkl && asked & 0b1100) prior_gradients(q, *dkl, asked, gradients);
+  Results(stack).push(gradients);
+}
+
+// A divergence alone: parameters of which the last two, the prior, may be absent -> (value [B], gradients)
+template <template <class, int> class Divergence, int K>
+void divergence(Term<K>& term, const std::optional<Tensor>& weight, int64_t asked, Results& out) {
+  term.set_size(term.parameters[0].size(0), term.parameters[0].size(1));
+  term.set_selection(weight, std::nullopt);
+  term.allocate_gradients(asked);
+  term.template run<Divergence>();
+  out.push(term.values());
+  out.push(term.gradients);
+}
+
+// (mu, logvar, prior_mu?, prior_logvar?, weight?, asked) -> (kl [B], gradients of the four)
+void gaussian_kl(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const Posterior q(in);
+  const auto weight = in.optional_tensor();
+  const int64_t asked = in.integer();
+  Results out(stack);
+  if (q.prior_mu) {
+    Term<4> term{{}, {q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, {}};
+    return divergence<GaussianKl>(term, weight, asked, out);
+  }
+  Term<2> term{{}, {q.mu, q.logvar}, {}};
+  divergence<StandardKl>(term, weight, asked, out);
+  for (int k = 0; k < 2; ++k) out.push(empty({0}, q.mu.scalar_type()));
+}
+
+// (z, mu, logvar, prior_mu, prior_logvar, weight?, asked) -> (log q(z) - log p(z) [B], gradients of the five)
+void monte_carlo_kl(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  Term<5> term;
+  for (Tensor& t : term.parameters) t = in.tensor();
+  STD_TORCH_CHECK(term.parameters[0].dim() == 2, "z must have shape [B, Z]");
+  const auto weight = in.optional_tensor();
+  const int64_t asked = in.integer();
+  Results out(stack);
+  divergence<LogRatio>(term, weight, asked, out);
+}
+
+template <class T>
+VAE_FAST_CLONES void scale_block(T* values, T factor, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) values[i] *= factor;
+}
+
+template <class T>
+void scale_row(const Matrix& m, int64_t row, int64_t columns, T factor) {
+  T buffer[kBlock];
+  for (int64_t column = 0; column < columns; column += kBlock) {
+    const int64_t n = std::min<int64_t>(kBlock, columns - column);
+    T* values = const_cast<T*>(load(m, row, column, n, buffer));
+    scale_block(values, factor, n);
+    if (values == buffer) store(buffer, m, row, column, n);
+  }
+}
+
+// (gradient [B, D], factor [] or [B]): gradient *= factor in place; rows whose factor is 1 are not touched
+void scale_rows_(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  const Tensor gradient = in.tensor(), factor = in.tensor();
+  const int64_t rows = gradient.size(0), columns = gradient.size(1);
+  const Matrix m = parameter(gradient, "gradient", rows, columns);
+  const Matrix f{static_cast<char*>(factor.data_ptr()), factor.scalar_type(), factor.dim() == 0 ? 0 : factor.stride(0), 1};
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      double buffer;
+      const double value = *load(f, row, 0, 1, &buffer);
+      if (value == 1) continue;
+      if (m.type == ScalarType::Double) scale_row<double>(m, row, columns, value);
+      else scale_row<float>(m, row, columns, static_cast<float>(value));
+    }
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {
+  m.impl("reparameterize", &reparameterize);
+  m.impl("sample_kl", &sample_kl);
+  m.impl("sample_kl_backward", &sample_kl_backward);
+  m.impl("gaussian_kl", &gaussian_kl);
+  m.impl("monte_carlo_kl", &monte_carlo_kl);
+  m.impl("scale_rows_", &scale_rows_);
+}
+
+}  // namespace vae_fast

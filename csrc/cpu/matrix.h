@@ -1,0 +1,94 @@
+// A [rows, columns] operand of any dtype and any strides, and its way to and from blocks of T in the first-level cache.
+#pragma once
+
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define VAE_FAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), flatten))
+#else
+#define VAE_FAST_CLONES __attribute__((flatten))
+#endif
+
+namespace vae_fast {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+
+struct Matrix {
+  char* data = nullptr;  // null: the operand is absent
+  ScalarType type = ScalarType::Float;
+  int64_t row_stride = 0, column_stride = 0;  // in elements; 0 repeats
+
+  template <class S>
+  S* at(int64_t row, int64_t column) const {
+    return reinterpret_cast<S*>(data) + row * row_stride + column * column_stride;
+  }
+};
+
+template <class T>
+constexpr ScalarType scalar_type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
+// uint8 is an intensity: x / 255
+template <class T, class S>
+inline __attribute__((always_inline)) T widen(S value) {
+  if constexpr (std::is_same_v<S, uint8_t>) return T(value) * T(1. / 255.);
+  else return static_cast<T>(value);
+}
+
+template <class T, class S>
+inline __attribute__((always_inline)) void widen_all(const S* source, int64_t stride, int64_t n, T* to) {
+  if (stride == 1)
+    for (int64_t i = 0; i < n; ++i) to[i] = widen<T>(source[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) to[i] = widen<T>(source[i * stride]);
+}
+
+// n elements from (row, column) on, copied to `buffer` as T
+template <class T>
+VAE_FAST_CLONES __attribute__((noinline)) void stage(const Matrix& m, int64_t row, int64_t column, int64_t n, T* buffer) {
+  switch (m.type) {
+    case ScalarType::Float: return widen_all(m.at<float>(row, column), m.column_stride, n, buffer);
+    case ScalarType::Double: return widen_all(m.at<double>(row, column), m.column_stride, n, buffer);
+    case ScalarType::BFloat16: return widen_all(m.at<BFloat16>(row, column), m.column_stride, n, buffer);
+    case ScalarType::Half: return widen_all(m.at<Half>(row, column), m.column_stride, n, buffer);
+    case ScalarType::Byte: return widen_all(m.at<uint8_t>(row, column), m.column_stride, n, buffer);
+    default: return widen_all(m.at<bool>(row, column), m.column_stride, n, buffer);
+  }
+}
+
+// the same, in place where they lie so
+template <class T>
+inline const T* load(const Matrix& m, int64_t row, int64_t column, int64_t n, T* buffer) {
+  if (m.type == scalar_type<T> && m.column_stride == 1) return m.at<T>(row, column);
+  stage(m, row, column, n, buffer);
+  return buffer;
+}
+
+// where n elements from (row, column) on may be written as T: in place, or `buffer`, for `store` to round
+template <class T>
+inline T* destination(const Matrix& m, int64_t row, int64_t column, T* buffer) {
+  return m.type == scalar_type<T> && m.column_stride == 1 ? m.at<T>(row, column) : buffer;
+}
+
+template <class S, class T>
+inline __attribute__((always_inline)) void narrow_all(const T* from, S* to, int64_t stride, int64_t n) {
+  using Via = std::conditional_t<sizeof(S) < 4, float, S>;
+  for (int64_t i = 0; i < n; ++i) to[i * stride] = static_cast<S>(static_cast<Via>(from[i]));
+}
+
+// n results, rounded to the operand's dtype
+template <class T>
+VAE_FAST_CLONES __attribute__((noinline)) void store(const T* from, const Matrix& m, int64_t row, int64_t column, int64_t n) {
+  switch (m.type) {
+    case ScalarType::Float: return narrow_all(from, m.at<float>(row, column), m.column_stride, n);
+    case ScalarType::Double: return narrow_all(from, m.at<double>(row, column), m.column_stride, n);
+    case ScalarType::BFloat16: return narrow_all(from, m.at<BFloat16>(row, column), m.column_stride, n);
+    default: return narrow_all(from, m.at<Half>(row, column), m.column_stride, n);
+  }
+}
+
+}  // namespace vae_fast

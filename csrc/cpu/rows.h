@@ -1,0 +1,238 @@
+// The loop over rows: value[b] = sum over columns of an accumulator's terms, and the gradients, in one pass.
+//
+// It does not know which likelihood or divergence it runs: an accumulator `A<T, LANES>` has
+//   kParameters                                  how many parameters belong to one observation
+//   step(lane, parameters, x, gradients)         adds one observation to a lane's state
+//   finish(lane)                                 the lane's sum, in nats
+// and, if it is constructed from a T, takes the row's last parameter as shared by all columns.
+//
+// Sums are the same for any number of threads: a row is cut into chunks by its length alone, a chunk's sum is taken by
+// one thread, and the chunks are added in order, in double.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "matrix.h"
+
+namespace vae_fast {
+
+constexpr int kLanes = 16;
+constexpr int kBlock = 1024;             // observations staged at once: 64 steps a lane
+constexpr int64_t kChunk = 16 * kBlock;  // of a row, for one thread
+constexpr int64_t kGrain = 32768;        // observations that are worth a thread
+constexpr int64_t kGroups = 64;          // of rows, where a gradient is summed over rows
+
+// One parameter's gradient. Summed over rows or columns where the parameter is repeated along them.
+struct Gradient {
+  Matrix to;  // absent: not asked for
+  bool over_rows = false, over_columns = false;
+  std::vector<double> sums;  // over columns: [rows, chunks]; over rows alone: [groups, columns]
+
+  bool direct() const { return to.data && !over_rows && !over_columns; }
+};
+
+template <int K>
+struct Rows {
+  int64_t rows = 0, columns = 0;
+  Matrix parameters[K], x, mask;  // x and mask may be absent
+  Matrix weight;                  // [rows] or absent: a row of weight 0 is not read
+  double scale = 1;               // of the gradients, beside the weight
+  Gradient gradients[K];
+  std::vector<double> values;  // [rows, chunks]
+
+  int64_t chunks() const { return columns > kChunk ? (columns + kChunk - 1) / kChunk : 1; }
+  double row_weight(int64_t row) const {
+    double w = 1;
+    return weight.data ? *load(weight, row, 0, 1, &w) : w;
+  }
+  bool wants_gradients() const {
+    for (const Gradient& g : gradients)
+      if (g.to.data) return true;
+    return false;
+  }
+};
+
+template <class A, class T>
+inline __attribute__((always_inline)) A start(const T* const* parameters) {
+  if constexpr (std::is_constructible_v<A, T>) return A(parameters[A::kParameters - 1][0]);
+  else return A{};
+}
+
+// kLanes consecutive observations
+template <bool GRADIENTS, class A, class T>
+inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* parameters, const T* x, T* const* gradients, T scale) {
+#pragma GCC ivdep
+  for (int lane = 0; lane < kLanes; ++lane) {
+    T in[A::kParameters], out[A::kParameters];
+    for (int k = 0; k < A::kParameters; ++k) in[k] = parameters[k][lane];
+    state.step(lane, in, x[lane], out);
+    if (GRADIENTS)
+      for (int k = 0; k < A::kParameters; ++k) gradients[k][lane] = scale * out[k];
+  }
+}
+
+// n <= kBlock observations: their sum, and gradients times scale. The last lanes run on a copy of the last observation.
+template <class A, bool GRADIENTS, class T>
+inline __attribute__((always_inline)) T accumulate(const T* const* parameters, const T* x, T* const* gradients, T scale, int n) {
+  constexpr int K = A::kParameters;
+  T sums[kLanes] = {};
+  A state = start<A, T>(parameters);
+  const int whole = n - n % kLanes;
+  for (int i = 0; i < whole; i += kLanes) {
+    const T* in[K];
+    T* out[K];
+    for (int k = 0; k < K; ++k) in[k] = parameters[k] + i, out[k] = gradients[k] + i;
+    step_lanes<GRADIENTS>(state, in, x + i, out, scale);
+  }
+  if (whole > 0)
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] = state.finish(lane);
+  if (const int rest = n - whole) {
+    T copies[K + 1][kLanes], out[K][kLanes];
+    const T* in[K];
+    T* to[K];
+    A tail = start<A, T>(parameters);
+    for (int k = 0; k < K; ++k) in[k] = copies[k], to[k] = out[k];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int from = whole + (lane < rest ? lane : rest - 1);
+      for (int k = 0; k < K; ++k) copies[k][lane] = parameters[k][from];
+      copies[K][lane] = x[from];
+    }
+    step_lanes<GRADIENTS>(tail, in, copies[K], to, scale);
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.finish(lane) : T(0);
+    if (GRADIENTS)
+      for (int k = 0; k < K; ++k)
+        for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
+  }
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+  return sums[0];
+}
+
+// Observations that the mask leaves, moved together: their places in `kept`, their number returned
+inline __attribute__((always_inline)) int select(const Matrix& mask, int64_t row, int64_t column, int n, int* kept) {
+  int count = 0;
+  for (int i = 0; i < n; ++i) {
+    kept[count] = i;
+    count += *mask.at<bool>(row, column + i);
+  }
+  return count;
+}
+
+// One block of one row
+template <template <class, int> class Accumulator, class T, bool GRADIENTS, int K>
+VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
+  using A = Accumulator<T, kLanes>;
+  T staged[K + 1][kBlock], packed[K + 1][kBlock], computed[K][kBlock];
+  const T* in[K + 1];
+  T *out[K], *target[K];
+  const double weight = p.row_weight(row);
+  const T scale = static_cast<T>(weight * p.scale);
+  for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, n, staged[k]);
+  in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
+  for (int k = 0; k < K; ++k)
+    target[k] = out[k] = p.gradients[k].direct() ? destination(p.gradients[k].to, row, column, computed[k]) : computed[k];
+
+  int kept[kBlock], count = n;
+  if (weight == 0) count = 0;
+  else if (p.mask.data) count = select(p.mask, row, column, n, kept);
+  if (count != n)
+    for (int k = 0; k <= K; ++k) {
+      for (int i = 0; i < count; ++i) packed[k][i] = in[k][kept[i]];
+      in[k] = packed[k];
+    }
+  T scattered[GRADIENTS ? K : 1][kBlock];
+  if (GRADIENTS && count != n)
+    for (int k = 0; k < K; ++k) out[k] = scattered[k];
+
+  const int64_t chunk = column / kChunk, cell = row * p.chunks() + chunk;
+  if (count > 0) p.values[cell] += accumulate<A, GRADIENTS, T>(in, in[K], out, scale, count);
+  if (!GRADIENTS) return;
+
+  for (int k = 0; k < K; ++k) {
+    Gradient& g = p.gradients[k];
+    if (!g.to.data) continue;
+    if (scale == 0)
+      for (int i = 0; i < count; ++i) out[k][i] = 0;
+    if (count != n) {
+      for (int i = 0; i < n; ++i) target[k][i] = 0;
+      for (int i = 0; i < count; ++i) target[k][kept[i]] = out[k][i];
+    }
+    if (g.over_columns) {
+      double sum = 0;
+      for (int i = 0; i < n; ++i) sum += target[k][i];
+      g.sums[cell] += sum;
+    } else if (g.over_rows) {
+      double* sums = g.sums.data() + group * p.columns + column;
+      for (int i = 0; i < n; ++i) sums[i] += target[k][i];
+    } else if (target[k] == computed[k]) {
+      store(target[k], g.to, row, column, n);
+    }
+  }
+}
+
+// Gradients summed over rows or columns: the chunks or groups in order
+template <int K>
+void reduce_gradients(Rows<K>& p, int64_t groups) {
+  const int64_t chunks = p.chunks();
+  for (Gradient& g : p.gradients) {
+    std::vector<double>& s = g.sums;
+    if (s.empty()) continue;
+    if (!g.over_columns) {
+      for (int64_t j = 1; j < groups; ++j)
+        for (int64_t i = 0; i < p.columns; ++i) s[i] += s[j * p.columns + i];
+      store(s.data(), g.to, 0, 0, p.columns);
+      continue;
+    }
+    for (int64_t b = 0; b < p.rows; ++b) {
+      double sum = 0;
+      for (int64_t c = 0; c < chunks; ++c) sum += s[b * chunks + c];
+      s[b] = sum;
+    }
+    for (int64_t b = 1; g.over_rows && b < p.rows; ++b) s[0] += s[b];
+    for (int64_t b = 0; b < (g.over_rows ? 1 : p.rows); ++b) store(&s[b], g.to, b, 0, 1);
+  }
+}
+
+// Fills `values` (unweighted) and the gradients that are asked for
+template <template <class, int> class Accumulator, class T, int K>
+void run(Rows<K>& p) {
+  const bool wants_gradients = p.wants_gradients();
+  const int64_t chunks = p.chunks();
+  int64_t groups = p.rows;
+  for (const Gradient& g : p.gradients)
+    if (g.to.data && g.over_rows && !g.over_columns) groups = std::min(p.rows, kGroups);
+  for (Gradient& g : p.gradients)
+    if (g.to.data && !g.direct()) g.sums.assign(std::max<int64_t>(1, g.over_columns ? p.rows * chunks : groups * p.columns), 0.);
+  p.values.assign(p.rows * chunks, 0.);
+
+  const int64_t group_rows = groups ? (p.rows + groups - 1) / groups : 0;
+  const int64_t unit = group_rows * std::min(p.columns, kChunk);
+  torch::stable::parallel_for(0, groups * chunks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, unit)), [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t group = u / chunks, chunk = u % chunks;
+      const int64_t last_row = std::min(p.rows, (group + 1) * group_rows), last = std::min(p.columns, (chunk + 1) * kChunk);
+      for (int64_t row = group * group_rows; row < last_row; ++row)
+        for (int64_t column = chunk * kChunk; column < last; column += kBlock) {
+          const int n = static_cast<int>(std::min<int64_t>(kBlock, last - column));
+          if (wants_gradients) run_block<Accumulator, T, true>(p, row, column, n, group);
+          else run_block<Accumulator, T, false>(p, row, column, n, group);
+        }
+    }
+  });
+  reduce_gradients(p, groups);
+}
+
+// The weighted value of one row, in nats
+template <int K>
+double row_value(const Rows<K>& p, int64_t row) {
+  const int64_t chunks = p.chunks();
+  const double weight = p.row_weight(row);
+  double sum = 0;
+  for (int64_t c = 0; c < chunks; ++c) sum += p.values[row * chunks + c];
+  return weight == 0 ? 0. : weight * sum;
+}
+
+}  // namespace vae_fast

@@ -1,0 +1,42 @@
+// Bernoulli: -log p(x | l) = -x log sigmoid(l) - (1 - x) log sigmoid(-l) = |l|/2 - l (x - 1/2) + log1p(e^-|l|), x in [0, 1].
+#pragma once
+
+#include "../math.h"
+
+namespace vae_fast {
+
+// From logits l. One exponential e = e^-|l| serves the value and the gradient sigmoid(l) - x. The logarithm is shared:
+// with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles a step, so at most 96 steps fit a float.
+template <class T, int LANES>
+struct Bernoulli {
+  static constexpr int kParameters = 1;
+  T linear[LANES], q[LANES];
+
+  VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T (&gradients)[1]) {
+    const T l = parameters[0], a = magnitude(l);
+    const T e = exp_nonpositive(-a);
+    linear[lane] += T(0.5) * a - l * (x - T(0.5));
+    q[lane] = q[lane] * e + (q[lane] + e);
+    gradients[0] = (l < T(0) ? e : T(1)) / (T(1) + e) - x;
+  }
+  VAE_FAST_FN T finish(int lane) const { return linear[lane] + log1p(q[lane]); }
+};
+
+// From probabilities p: -x log p - (1 - x) log1p(-p), with gradient (p - x) / (p (1 - p)). p is clamped to
+// [2^-126, 1 - 2^-24] (float), so that p = 0 and p = 1 give a finite value and a gradient that still points the right way.
+template <class T, int LANES>
+struct BernoulliProbs {
+  static constexpr int kParameters = 1;
+  T total[LANES];
+
+  VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T (&gradients)[1]) {
+    constexpr T kLow = std::numeric_limits<T>::min(), kHigh = T(1) - std::numeric_limits<T>::epsilon() / 2;
+    const T low = parameters[0] < kLow ? kLow : parameters[0];
+    const T p = low > kHigh ? kHigh : low;
+    total[lane] -= x * log(p) + (T(1) - x) * log1p(-p);
+    gradients[0] = (p - x) / (p * (T(1) - p));
+  }
+  VAE_FAST_FN T finish(int lane) const { return total[lane]; }
+};
+
+}  // namespace vae_fast

@@ -1,0 +1,45 @@
+// The counter-based normal generator: Philox4x32-10 and Box-Muller, the noise of element i from (seed, i) alone.
+//
+// Key = the 64-bit seed; counter = (i / 4 as 64 bits, stream as 64 bits); word = i % 4.
+// Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+#pragma once
+
+#include "math.h"
+
+namespace vae_fast {
+
+VAE_FAST_FN uint32_t high_product(uint32_t a, uint32_t b) { return static_cast<uint32_t>((uint64_t{a} * b) >> 32); }
+
+VAE_FAST_FN void philox_round(uint32_t (&c)[4], uint32_t key0, uint32_t key1) {
+  constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
+  const uint32_t c0 = c[0], c2 = c[2];
+  c[0] = high_product(kMultiplier1, c2) ^ c[1] ^ key0;
+  c[1] = kMultiplier1 * c2;
+  c[2] = high_product(kMultiplier0, c0) ^ c[3] ^ key1;
+  c[3] = kMultiplier0 * c0;
+}
+
+// c: the counter on entry, four random words on return
+VAE_FAST_FN void philox(uint32_t (&c)[4], uint64_t seed) {
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    philox_round(c, key0, key1);
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+}
+
+// Two independent N(0, 1) from two words: radius sqrt(-2 ln u) with u = (word0 | 1) / 2^32 rounded to float (32 bits reach
+// 6.66 sigma), angle pi s with s in [-1, 1) from the upper 23 bits of word1, exact in float.
+template <class T>
+VAE_FAST_FN void box_muller(uint32_t word0, uint32_t word1, T& normal0, T& normal1) {
+  const float u = static_cast<float>(word0 | 1u) * 0x1p-32f;
+  const T s = T(2.f * bits<float>((word1 >> 9) | 0x3f800000u) - 3.f);
+  const T radius = square_root(T(-2) * log(T(u)));
+  const T a = magnitude(s);
+  const T sine = sin_pi(a > T(0.5) ? T(1) - a : a);
+  normal0 = radius * sin_pi(T(0.5) - a);
+  normal1 = radius * (s < T(0) ? -sine : sine);
+}
+
+}  // namespace vae_fast

@@ -1,0 +1,40 @@
+"""vae_fast: the ELBO and its gradients at the speed of memory.
+
+    log p(x) - KL(q(z|x) || p(z|x))  =  E_q[log p(x|z)] - KL(q(z|x) || p(z))
+"""
+
+from vae_fast import functional, reference
+from vae_fast.functional import (
+    bernoulli_nll,
+    gaussian_kl,
+    gaussian_nll,
+    log_evidence,
+    monte_carlo_kl,
+    reparameterize,
+    sample_kl,
+)
+from vae_fast.losses import ELBOLoss, ELBOTerms
+from vae_fast.models import VAE, VAEOutput
+from vae_fast.ops.backend import backend, report
+from vae_fast.ops.library import ReferenceWarning
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VAE",
+    "ELBOLoss",
+    "ELBOTerms",
+    "ReferenceWarning",
+    "VAEOutput",
+    "backend",
+    "bernoulli_nll",
+    "functional",
+    "gaussian_kl",
+    "gaussian_nll",
+    "log_evidence",
+    "monte_carlo_kl",
+    "reference",
+    "reparameterize",
+    "report",
+    "sample_kl",
+]

@@ -1,0 +1,78 @@
+"""Checks of arguments: each error names the function, the argument, what came and what was expected."""
+
+import torch
+from torch import Tensor
+
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def floating(owner: str, **tensors: Tensor) -> None:
+    """Each is a floating point tensor that the kernels read, with a batch dimension."""
+    for name, t in tensors.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{owner}: {name} must be a tensor, got {type(t).__name__}")
+        if t.dtype not in _FLOATING:
+            raise TypeError(f"{owner}: {name} must be float32, bfloat16, float16 or float64, got {str(t.dtype)[6:]}")
+        if t.dim() == 0:
+            raise ValueError(f"{owner}: {name} must have a batch dimension, [B, ...], got a 0-dim tensor")
+
+
+def same_shape(owner: str, a: str, first: Tensor, b: str, second: Tensor) -> None:
+    if first.shape != second.shape:
+        raise ValueError(f"{owner}: {a} and {b} differ in shape: {list(first.shape)} and {list(second.shape)}")
+
+
+def same_device(owner: str, a: str, first: Tensor, **others: Tensor | None) -> None:
+    for name, t in others.items():
+        if t is not None and t.device != first.device:
+            raise ValueError(f"{owner}: {a} and {name} are on different devices: {first.device} and {t.device}")
+
+
+def target(owner: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{owner}: x must be a tensor, got {type(x).__name__}")
+    if x.dtype not in (*_FLOATING, torch.uint8, torch.bool):
+        raise TypeError(f"{owner}: x must be floating point, bool or uint8 (an intensity, x/255), got {str(x.dtype)[6:]}")
+    constant(owner, "x", x)
+
+
+def constant(owner: str, name: str, t: Tensor) -> None:
+    """No gradient is defined with respect to t."""
+    if t.requires_grad:
+        raise ValueError(f"{owner}: {name} requires grad, but no gradient is defined for it; pass {name}.detach()")
+
+
+def row_weight(owner: str, weight: Tensor, rows: int) -> Tensor:
+    if not isinstance(weight, Tensor) or weight.shape != (rows,):
+        got = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"{owner}: weight must be a tensor of shape [{rows}], one number a row, got {got}")
+    constant(owner, "weight", weight)
+    if weight.is_cpu and not torch.compiler.is_compiling() and bool((weight < 0).any()):
+        raise ValueError(f"{owner}: weight must not be negative, got {weight.min().item():g}")
+    return weight if weight.dtype in _FLOATING else weight.to(torch.float32)
+
+
+def element_mask(owner: str, mask: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = str(mask.dtype)[6:] if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{owner}: mask must be a bool tensor, True where x counts, got {got}")
+    return broadcast(owner, "mask", mask, x)
+
+
+def broadcast(owner: str, name: str, t: Tensor, x: Tensor) -> Tensor:
+    """t expanded to x's shape."""
+    try:
+        return t.expand(x.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{owner}: {name} must broadcast to the shape of x, {list(x.shape)}, got {list(t.shape)}"
+        ) from None
+
+
+def support(owner: str, x: Tensor, low: float, high: float) -> None:
+    """Every x lies in the likelihood's support. Reads x once and, on a GPU, waits for it."""
+    if x.dtype in (torch.uint8, torch.bool) or x.numel() == 0:
+        return
+    least, most = (float(v) for v in torch.aminmax(x.detach()))
+    if not (low <= least and most <= high):
+        raise ValueError(f"{owner}: x must lie in [{low:g}, {high:g}], got values from {least:g} to {most:g}")

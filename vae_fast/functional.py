@@ -1,0 +1,310 @@
+"""The ELBO's parts as functions of tensors: sampling, divergences, likelihoods, the importance-weighted bound.
+
+Shapes: B is the first dimension of every tensor, the rest are features. All values are in nats.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vae_fast import checks, reference
+from vae_fast.likelihoods import LIKELIHOODS, Likelihood
+from vae_fast.ops import latent as _latent
+from vae_fast.ops import onepass as _onepass
+from vae_fast.ops.backend import use_reference
+from vae_fast.ops.likelihoods import ELBO, NLL
+
+Prior = tuple[Tensor, Tensor]
+
+__all__ = [
+    "bernoulli_nll",
+    "gaussian_kl",
+    "gaussian_nll",
+    "log_evidence",
+    "monte_carlo_kl",
+    "reparameterize",
+    "sample_kl",
+]
+
+
+def reparameterize(
+    mu: Tensor, logvar: Tensor, *, seed: int | Tensor | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """A sample z = mu + e^(logvar/2) eps, eps ~ N(0, I), differentiable in mu and logvar (Kingma & Welling 2014, 2.4).
+
+    Arguments:
+        mu, logvar: [B, ...] mean and log-variance of q(z|x).
+        seed: replays the same noise; an int or a 0-dim int64 tensor. Element i's noise depends on (seed, i) alone.
+        generator: draws the seed; by default torch's own, as set by `torch.manual_seed`.
+
+    Returns z, of mu's shape and dtype.
+    """
+    _check_posterior("reparameterize", mu, logvar)
+    seed = _seed("reparameterize", seed, generator, mu.device)
+    rows = _rows(mu), _rows(logvar)
+    if use_reference(mu.device):
+        return reference.reparameterize(*rows, seed).reshape(mu.shape)
+    return _like(_latent.sample(*rows, None, seed, divergence=False), mu)
+
+
+def sample_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior: Prior | None = None,
+    *,
+    seed: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(`reparameterize`, `gaussian_kl`) in one pass over mu and logvar.
+
+    Returns z, of mu's shape and dtype, and kl [B] in nats.
+    """
+    _check_posterior("sample_kl", mu, logvar)
+    seed = _seed("sample_kl", seed, generator, mu.device)
+    rows, prior = (_rows(mu), _rows(logvar)), _prior("sample_kl", prior, mu)
+    if use_reference(mu.device):
+        z, kl = reference.sample_kl(*rows, seed, prior)
+    else:
+        z, kl = _latent.sample(*rows, prior, seed, divergence=True)
+    return _like(z, mu), kl
+
+
+def gaussian_kl(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> Tensor:
+    """KL(q(z|x) || p(z)) between diagonal Gaussians, in closed form, summed over the latent dimensions.
+
+    1/2 sum [mu^2 + e^logvar - 1 - logvar] for the standard normal prior (Kingma & Welling 2014, appendix B); in general
+    1/2 sum [e^r - 1 - r + (mu - mu')^2 e^-logvar'] with r = logvar - logvar'.
+
+    Arguments:
+        mu, logvar: [B, ...] mean and log-variance of q(z|x).
+        prior: (mu', logvar') of p(z), tensors that broadcast to mu's shape; None is N(0, I). Differentiable too.
+
+    Returns kl [B] in nats, float32 (float64 for float64 inputs).
+    """
+    _check_posterior("gaussian_kl", mu, logvar)
+    rows, prior = (_rows(mu), _rows(logvar)), _prior("gaussian_kl", prior, mu)
+    if use_reference(mu.device):
+        return reference.gaussian_kl(*rows, prior)
+    return _onepass.apply(_latent.GAUSSIAN_KL, *rows, *(prior or (None, None)), None)
+
+
+def monte_carlo_kl(z: Tensor, mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> Tensor:
+    """log q(z|x) - log p(z): its mean over z ~ q(z|x) is KL(q(z|x) || p(z)). Differentiable in every tensor.
+
+    Arguments:
+        z: [B, ...] a sample of q(z|x).
+        mu, logvar, prior: as for `gaussian_kl`.
+
+    Returns [B] in nats.
+    """
+    _check_posterior("monte_carlo_kl", mu, logvar)
+    checks.floating("monte_carlo_kl", z=z)
+    checks.same_shape("monte_carlo_kl", "z", z, "mu", mu)
+    checks.same_device("monte_carlo_kl", "mu", mu, z=z)
+    rows, prior = (_rows(z), _rows(mu), _rows(logvar)), _prior("monte_carlo_kl", prior, mu)
+    if use_reference(mu.device):
+        return reference.monte_carlo_kl(*rows, prior)
+    if prior is None:
+        zero = mu.new_zeros((1, 1))
+        prior = (zero, zero)
+    return _onepass.apply(_latent.MONTE_CARLO_KL, *rows, *prior, None)
+
+
+def bernoulli_nll(
+    logits: Tensor, x: Tensor, *, weight: Tensor | None = None, mask: Tensor | None = None, from_logits: bool = True
+) -> Tensor:
+    """-log p(x|z) of independent Bernoulli variables, summed over features.
+
+    |l|/2 - l (x - 1/2) + log1p(e^-|l|) for a logit l; -x log p - (1 - x) log(1 - p) for a probability p. For x between
+    0 and 1 (grey values) this is the cross-entropy that VAEs on images are trained with.
+
+    Arguments:
+        logits: [B, ...] logits, or probabilities with from_logits=False. Probabilities lose what float32 can't hold: they
+            are clamped to [2^-126, 1 - 2^-24], so that 0 and 1 have finite values and gradients. Prefer logits.
+        x: [B, ...] of the same shape: in [0, 1], bool, or uint8 (an intensity, read as x/255).
+        weight: [B] not negative, multiplies each row; rows of weight 0 are not read.
+        mask: bool, broadcasts to x; True where an observation counts. Nothing is read where it is False.
+
+    Returns [B] in nats, float32 (float64 for float64 logits).
+    """
+    name = "logits" if from_logits else "probs"
+    entry = LIKELIHOODS["bernoulli" if from_logits else "bernoulli_probs"]
+    return nll(entry, "bernoulli_nll", name, (logits,), x, weight, mask)
+
+
+def gaussian_nll(
+    mean: Tensor,
+    x: Tensor,
+    *,
+    logvar: float | Tensor = 0.0,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-log p(x|z) of independent Gaussian variables, summed over features: 1/2 [log 2 pi + logvar + (x - mean)^2 e^-logvar].
+
+    Arguments:
+        mean: [B, ...].
+        x: [B, ...] of the same shape; floating point, bool, or uint8 (an intensity, read as x/255).
+        logvar: a number; or a tensor that broadcasts to mean: one learned number, one a feature, one an observation.
+        weight, mask: as for `bernoulli_nll`.
+
+    Returns [B] in nats, float32 (float64 for float64 means). Unlike half the squared error, log 2 pi is not left out.
+    """
+    return nll(LIKELIHOODS["gaussian"], "gaussian_nll", "mean", (mean, logvar), x, weight, mask)
+
+
+def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
+    """The importance-weighted bound log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q(z|x) (Burda et al. 2016).
+
+    Its mean is a lower bound of log p(x) that grows with K; for K = 1 it is the ELBO.
+
+    Arguments:
+        log_px_z, log_pz, log_qz_x: [K, B] log-densities in nats; they may broadcast.
+
+    Returns [B] in nats. A column of -inf gives -inf, with gradient 0.
+    """
+    log_px_z, log_pz, log_qz_x = torch.broadcast_tensors(log_px_z, log_pz, log_qz_x)
+    if log_px_z.dim() != 2 or log_px_z.shape[0] == 0:
+        raise ValueError(f"log_evidence: the log-densities must have shape [K, B] with K > 0, got {list(log_px_z.shape)}")
+    return reference.log_evidence(log_px_z, log_pz, log_qz_x)
+
+
+def nll(
+    entry: Likelihood,
+    owner: str,
+    name: str,
+    parameters: Sequence[Tensor | float],
+    x: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """-log p(x | parameters), [B], of any likelihood; `owner` and `name` (of the first parameter) speak in errors."""
+    tensors, target, weight, mask = observations(owner, name, parameters, x, weight, mask)
+    if use_reference(target.device):
+        return reference.nll(entry.elementwise, tensors, target, weight=weight, mask=mask)
+    return _onepass.apply(NLL[entry.name], *tensors, target, weight, mask)
+
+
+def elbo(
+    entry: Likelihood,
+    owner: str,
+    name: str,
+    parameters: Sequence[Tensor | float],
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    prior: Prior | None,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    beta: float | Tensor,
+    scale: float,
+    reduce: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, nll [B], kl [B]) in one pass: loss = scale (nll + beta kl), summed over the batch if `reduce`."""
+    _check_posterior(owner, mu, logvar)
+    tensors, target, weight, mask = observations(owner, name, parameters, x, weight, mask)
+    checks.same_device(owner, name, target, mu=mu)
+    if mu.shape[0] != target.shape[0]:
+        raise ValueError(f"{owner}: {name} and mu differ in batch size: {target.shape[0]} and {mu.shape[0]}")
+    rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, prior, mu)
+    if use_reference(target.device):
+        return reference.elbo(
+            entry.elementwise, tensors, target, *rows, prior, weight=weight, mask=mask, beta=beta, scale=scale, reduce=reduce
+        )
+    factor = beta if isinstance(beta, Tensor) else torch.full((), beta, dtype=torch.float64, device=mu.device)
+    return _onepass.apply(
+        ELBO[entry.name], *tensors, target, *rows, *(prior or (None, None)), weight, mask, factor, scale, reduce
+    )
+
+
+def observations(
+    owner: str,
+    name: str,
+    parameters: Sequence[Tensor | float],
+    x: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
+    """Checked operands of a likelihood as [B, D]; parameters after the first keep size 1 where they repeat."""
+    first = parameters[0]
+    checks.floating(owner, **{name: first})
+    assert isinstance(first, Tensor)
+    checks.target(owner, x)
+    checks.same_shape(owner, name, first, "x", x)
+    checks.same_device(owner, name, first, x=x, weight=weight, mask=mask)
+    if weight is not None:
+        weight = checks.row_weight(owner, weight, x.shape[0])
+    if mask is not None:
+        mask = _rows(checks.element_mask(owner, mask, x))
+    tensors = [_rows(first), *(_shared(owner, p, first) for p in parameters[1:])]
+    return tensors, _rows(x), weight, mask
+
+
+def _shared(owner: str, p: float | Tensor, first: Tensor) -> Tensor:
+    """A parameter that may be shared: a number or one element as [1, 1], one a feature as [1, D], else [B, D]."""
+    if not isinstance(p, Tensor):
+        return torch.full((1, 1), p, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+    if p.dim():
+        checks.floating(owner, logvar=p)
+    checks.same_device(owner, "x", first, logvar=p)
+    if p.numel() == 1:
+        return p.reshape(1, 1)
+    if p.dim() < first.dim():
+        return checks.broadcast(owner, "logvar", p, first[:1]).reshape(1, -1)
+    if p.shape[0] == 1:
+        return checks.broadcast(owner, "logvar", p, first[:1]).reshape(1, -1)
+    return _rows(checks.broadcast(owner, "logvar", p, first))
+
+
+def _rows(t: Tensor) -> Tensor:
+    """[B, ...] as [B, D]: a view where the strides allow it."""
+    if t.dim() == 2:
+        return t
+    return t.unsqueeze(1) if t.dim() == 1 else t.flatten(1)
+
+
+def _like(t: Tensor, shape_of: Tensor) -> Tensor:
+    return t if shape_of.dim() == 2 else t.reshape(shape_of.shape)
+
+
+def _check_posterior(owner: str, mu: Tensor, logvar: Tensor) -> None:
+    checks.floating(owner, mu=mu, logvar=logvar)
+    checks.same_shape(owner, "mu", mu, "logvar", logvar)
+    checks.same_device(owner, "mu", mu, logvar=logvar)
+
+
+def _prior(owner: str, prior: Prior | None, mu: Tensor) -> Prior | None:
+    """The prior's tensors as [1 or B, 1 or Z]."""
+    if prior is None:
+        return None
+    if not isinstance(prior, tuple) or len(prior) != 2 or not all(isinstance(p, Tensor) for p in prior):
+        raise TypeError(f"{owner}: prior must be None or a pair of tensors (mu, logvar), got {type(prior).__name__}")
+    return _prior_rows(owner, "prior mu", prior[0], mu), _prior_rows(owner, "prior logvar", prior[1], mu)
+
+
+def _prior_rows(owner: str, name: str, p: Tensor, mu: Tensor) -> Tensor:
+    checks.floating(owner, **{name: p if p.dim() else p.reshape(1)})
+    checks.same_device(owner, "mu", mu, **{name: p})
+    if p.numel() == 1:
+        return p.reshape(1, 1)
+    try:
+        if p.dim() < mu.dim() or p.shape[0] == 1:
+            return p.expand(1, *mu.shape[1:]).reshape(1, -1)
+        return _rows(p.expand(mu.shape))
+    except RuntimeError:
+        raise ValueError(f"{owner}: {name} must broadcast to the shape of mu, {list(mu.shape)}, got {list(p.shape)}") from None
+
+
+def _seed(owner: str, seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """A 0-dim int64 tensor on the device: the user's, or drawn."""
+    if seed is None:
+        return torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
+    if generator is not None:
+        raise ValueError(f"{owner}: pass seed or generator, not both")
+    if isinstance(seed, int):
+        return torch.full((), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)
+    if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.dim() != 0 or seed.device != device:
+        got = f"{seed.dtype} {list(seed.shape)} on {seed.device}" if isinstance(seed, Tensor) else type(seed).__name__
+        raise TypeError(f"{owner}: seed must be an int or a 0-dim int64 tensor on {device}, got {got}")
+    return seed

@@ -1,0 +1,63 @@
+"""Which backend runs: by the tensors' device, or as the user asks."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from vae_fast.ops.library import build_record, unavailable
+
+BACKENDS = {"reference": None, "cpp": "cpu", "triton": "cuda", "cuda": "cuda"}  # and the device each serves, None for any
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: unknown backend {name!r}, expected one of {', '.join(BACKENDS)}")
+    if reason := unavailable(name):
+        raise RuntimeError(f"{source}: the backend {name!r} can't run: {reason}")
+    return name
+
+
+def _from_environment() -> str | None:
+    name = os.environ.get("VAE_FAST_BACKEND", "")
+    return _checked(name, "VAE_FAST_BACKEND") if name else None
+
+
+_forced: str | None = _from_environment()
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs what is inside on one backend: "cpp" (CPU), "cuda", "triton" (GPU) or "reference" (plain PyTorch, any device).
+
+    The choice holds for the whole process; VAE_FAST_BACKEND sets it from outside. Only the reference differentiates twice.
+
+    Raises ValueError for an unknown name, RuntimeError with the reason where the backend can't run.
+    """
+    global _forced
+    before, _forced = _forced, _checked(name, "backend")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def use_reference(device: torch.device) -> bool:
+    """Whether the plain PyTorch reference was asked for. Raises RuntimeError if another backend was that can't serve the device."""
+    if _forced is None:
+        return False
+    if _forced != "reference" and BACKENDS[_forced] != device.type:
+        raise RuntimeError(f"the backend {_forced!r} serves {BACKENDS[_forced]} tensors, got tensors on {device}")
+    return _forced == "reference"
+
+
+def report() -> str:
+    """The backends with what each runs on, or why it can't, and what the build recorded."""
+    lines = [f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} CPU threads"]
+    for name, device in BACKENDS.items():
+        reason = unavailable(name)
+        lines.append(f"{name:<10} {'any' if device is None else device:<5} " + ("available" if reason is None else f"unavailable: {reason}"))
+    lines.append(f"forced     {_forced}" if _forced else "chosen by the tensors' device: cpu -> cpp, others -> reference")
+    lines += [f"build      {key}: {value}" for key, value in build_record().items()]
+    return "\n".join(lines)

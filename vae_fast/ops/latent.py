@@ -1,0 +1,176 @@
+"""The operators of the latent variable: `reparameterize`, `sample_kl`, their backward, and the divergences alone.
+
+mu, logvar, z are [B, Z]; a prior's tensors may have size 1 in place of either. The seed is a 0-dim int64 tensor on the
+data's device. The noise is never stored: backward generates it again from the seed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vae_fast import reference
+from vae_fast.ops.library import LIBRARY, define, recording
+from vae_fast.ops.likelihoods import differentiate, empty_gradients, sum_dtype
+from vae_fast.ops.onepass import OnePassOperator, autograd_kernel
+
+_POSTERIOR = "Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar"
+_GRADIENTS = "Tensor dmu, Tensor dlogvar, Tensor dprior_mu, Tensor dprior_logvar"
+
+
+def _prior(mu: Tensor | None, logvar: Tensor | None) -> reference.latent.Prior | None:
+    return None if mu is None or logvar is None else (mu, logvar)
+
+
+def _present(*tensors: Tensor | None) -> list[Tensor]:
+    return [t for t in tensors if t is not None]
+
+
+def _sample_fake(mu: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
+    return mu.new_empty(mu.shape)
+
+
+def _sample_kl_fake(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor) -> tuple[Tensor, Tensor]:
+    kl_dtype = sum_dtype(*_present(mu, logvar, prior_mu, prior_logvar))
+    return mu.new_empty(mu.shape), mu.new_empty(mu.shape[:1], dtype=kl_dtype)
+
+
+def _sample_kl_kernel(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor) -> tuple[Tensor, Tensor]:
+    return reference.sample_kl(mu, logvar, seed, _prior(prior_mu, prior_logvar))
+
+
+def _backward_fake(dz: Any, dkl: Any, *args: Any) -> tuple[Tensor, ...]:
+    *posterior, _, asked = args
+    return tuple(empty_gradients(tuple(posterior), asked | 3 if dkl is not None else 3, posterior[0]))
+
+
+def _backward_kernel(dz: Any, dkl: Any, *args: Any) -> tuple[Tensor, ...]:
+    *posterior, seed, asked = args
+
+    def value(mu: Tensor, logvar: Tensor, *prior: Any) -> tuple[Tensor, None]:
+        z, kl = reference.sample_kl(mu, logvar, seed, _prior(*prior))
+        total = kl.new_zeros(()) * mu.sum()
+        if dz is not None:
+            total = total + (z * dz).sum()
+        return (total if dkl is None else total + (kl * dkl).sum()), None
+
+    return tuple(differentiate(value, tuple(posterior), asked | 3 if dkl is not None else 3, posterior[0])[1])
+
+
+def _kl_fake(*args: Any) -> tuple[Tensor, ...]:
+    *parameters, _, asked = args
+    kl = parameters[0].new_empty(parameters[0].shape[:1], dtype=sum_dtype(*_present(*parameters)))
+    return (kl, *empty_gradients(tuple(parameters), asked, parameters[0]))
+
+
+def _weighted_kernel(divergence: Any) -> Any:
+    def kernel(*args: Any) -> tuple[Tensor, ...]:
+        *parameters, weight, asked = args
+
+        def value(*leaves: Any) -> tuple[Tensor, Tensor]:
+            *posterior, prior_mu, prior_logvar = leaves
+            kl = divergence(*posterior, _prior(prior_mu, prior_logvar))
+            kl = kl if weight is None else torch.where(weight == 0, 0, kl * weight.to(kl.dtype))
+            return kl, kl.detach()
+
+        kl, gradients = differentiate(value, tuple(parameters), asked, parameters[0])
+        return (kl, *gradients)
+
+    return recording(kernel)
+
+
+REPARAMETERIZE = define("reparameterize(Tensor mu, Tensor logvar, Tensor seed) -> Tensor", _sample_fake, reference.reparameterize)
+SAMPLE_KL = define(f"sample_kl({_POSTERIOR}, Tensor seed) -> (Tensor z, Tensor kl)", _sample_kl_fake, _sample_kl_kernel)
+SAMPLE_KL_BACKWARD = define(
+    f"sample_kl_backward(Tensor? dz, Tensor? dkl, {_POSTERIOR}, Tensor seed, int asked) -> ({_GRADIENTS})",
+    _backward_fake,
+    recording(_backward_kernel),
+)
+GAUSSIAN_KL = OnePassOperator(
+    define(
+        f"gaussian_kl({_POSTERIOR}, Tensor? weight, int asked) -> (Tensor kl, {_GRADIENTS})",
+        _kl_fake,
+        _weighted_kernel(reference.gaussian_kl),
+    ),
+    values=1,
+    differentiable=(0, 1, 2, 3),
+    rows=0,
+    weight=4,
+)
+MONTE_CARLO_KL = OnePassOperator(
+    define(
+        "monte_carlo_kl(Tensor z, Tensor mu, Tensor logvar, Tensor prior_mu, Tensor prior_logvar, Tensor? weight, int asked) "
+        f"-> (Tensor kl, Tensor dz, {_GRADIENTS})",
+        _kl_fake,
+        _weighted_kernel(reference.monte_carlo_kl),
+    ),
+    values=1,
+    differentiable=(0, 1, 2, 3, 4),
+    rows=0,
+    weight=5,
+)
+LIBRARY.impl("gaussian_kl", autograd_kernel(GAUSSIAN_KL), "Autograd")
+LIBRARY.impl("monte_carlo_kl", autograd_kernel(MONTE_CARLO_KL), "Autograd")
+
+
+class SampleKl(torch.autograd.Function):
+    """(z, kl) = SampleKl.apply(mu, logvar, prior_mu, prior_logvar, seed, divergence); kl is None without `divergence`."""
+
+    @staticmethod
+    def forward(ctx: Any, mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor, divergence: bool) -> Any:
+        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed)
+        ctx.set_materialize_grads(False)
+        return _sample(mu, logvar, prior_mu, prior_logvar, seed, divergence)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor | None, dkl: Tensor | None = None) -> Any:
+        needs = ctx.needs_input_grad
+        if dz is None and dkl is None:
+            return (None,) * 6
+        asked = sum(1 << k for k in range(4) if needs[k])
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients = SAMPLE_KL_BACKWARD(dz, dkl, *ctx.saved_tensors, asked)
+        has = (True, True, dkl is not None, dkl is not None)
+        return (*(g if needs[k] and has[k] else None for k, g in enumerate(gradients)), None, None)
+
+
+def _sample(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor, divergence: bool) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        if divergence:
+            return SAMPLE_KL(mu, logvar, prior_mu, prior_logvar, seed)
+        return REPARAMETERIZE(mu, logvar, seed)
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _sample_autograd(*args: Any) -> Any:
+    divergence = len(args) == 5
+    mu, logvar, prior_mu, prior_logvar, seed = args if divergence else (*args[:2], None, None, args[2])
+    run = SampleKl.apply if _wants_gradient(mu, logvar, prior_mu, prior_logvar) else _sample
+    return run(mu, logvar, prior_mu, prior_logvar, seed, divergence)
+
+
+LIBRARY.impl("reparameterize", _sample_autograd, "Autograd")
+LIBRARY.impl("sample_kl", _sample_autograd, "Autograd")
+
+
+def sample(mu: Tensor, logvar: Tensor, prior: Any, seed: Tensor, divergence: bool) -> Any:
+    """z, or (z, kl) with `divergence`; differentiable."""
+    prior_mu, prior_logvar = prior if prior is not None else (None, None)
+    if torch.compiler.is_compiling():
+        return SAMPLE_KL(mu, logvar, prior_mu, prior_logvar, seed) if divergence else REPARAMETERIZE(mu, logvar, seed)
+    run = SampleKl.apply if _wants_gradient(mu, logvar, prior_mu, prior_logvar) else _sample
+    return run(mu, logvar, prior_mu, prior_logvar, seed, divergence)
+
+
+def _scale_kernel(gradient: Tensor, factor: Tensor) -> None:
+    gradient.mul_(factor if factor.dim() == 0 else factor.unsqueeze(1))
+
+
+SCALE_ROWS = define(
+    "scale_rows_(Tensor(a!) gradient, Tensor factor) -> ()", lambda gradient, factor: None, _scale_kernel
+)

@@ -1,0 +1,139 @@
+"""`<likelihood>_nll` and `elbo_<likelihood>` for every entry of the registry.
+
+Parameters and x are [B, D]; a parameter may have size 1 in place of either, and its gradient has its own shape.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_fast import reference
+from vae_fast.likelihoods import LIKELIHOODS, Likelihood
+from vae_fast.ops.library import LIBRARY, define, recording
+from vae_fast.ops.onepass import OnePassOperator, autograd_kernel
+
+_LATENT = ("mu", "logvar", "prior_mu", "prior_logvar")
+
+
+def sum_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of values: float64 where any tensor is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def empty_gradients(tensors: tuple[Tensor | None, ...], asked: int, fallback: Tensor) -> list[Tensor]:
+    """Shapes of the gradients: as the tensor's where asked for, else of no elements."""
+    return [
+        (fallback if t is None else t).new_empty(t.shape if t is not None and asked >> k & 1 else (0,))
+        for k, t in enumerate(tensors)
+    ]
+
+
+def differentiate(
+    function: Callable[..., Any], tensors: tuple[Tensor | None, ...], asked: int, fallback: Tensor
+) -> tuple[Any, list[Tensor]]:
+    """function(*tensors) -> (value to differentiate, result); the result and the gradients that are asked for."""
+    leaves = [
+        t.detach().requires_grad_(bool(asked >> k & 1)) if t is not None else None for k, t in enumerate(tensors)
+    ]
+    value, result = function(*leaves)
+    wanted = [t for t in leaves if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(value.sum(), wanted, allow_unused=True) if wanted else ())
+    gradients = []
+    for leaf in leaves:
+        if leaf is None or not leaf.requires_grad:
+            gradients.append((fallback if leaf is None else leaf).new_empty(0))
+        else:
+            gradient = next(found)
+            gradients.append(torch.zeros_like(leaf) if gradient is None else gradient)
+    return result, gradients
+
+
+def _define_nll(entry: Likelihood) -> OnePassOperator:
+    count = len(entry.parameters)
+
+    def fake(*args: Any) -> tuple[Tensor, ...]:
+        parameters, x, asked = args[:count], args[count], args[-1]
+        nll = x.new_empty(x.shape[:1], dtype=sum_dtype(*parameters))
+        return (nll, *empty_gradients(parameters, asked, x))
+
+    def kernel(*args: Any) -> tuple[Tensor, ...]:
+        x, weight, mask, asked = args[count:]
+
+        def value(*parameters: Tensor) -> tuple[Tensor, Tensor]:
+            nll = reference.nll(entry.elementwise, parameters, x, weight=weight, mask=mask)
+            return nll, nll.detach()
+
+        nll, gradients = differentiate(value, args[:count], asked, x)
+        return (nll, *gradients)
+
+    inputs = ", ".join(f"Tensor {name}" for name in entry.parameters)
+    outputs = ", ".join(f"Tensor d{name}" for name in entry.parameters)
+    overload = define(
+        f"{entry.name}_nll({inputs}, Tensor x, Tensor? weight, Tensor? mask, int asked) -> (Tensor nll, {outputs})",
+        fake,
+        recording(kernel),
+    )
+    return _with_autograd(OnePassOperator(overload, 1, tuple(range(count)), rows=count, weight=count + 1))
+
+
+def _define_elbo(entry: Likelihood) -> OnePassOperator:
+    count = len(entry.parameters)
+
+    def split(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tensor, tuple[Any, ...]]:
+        return (*args[:count], *args[count + 1 : count + 5]), args[count], args[count + 5 :]
+
+    def fake(*args: Any) -> tuple[Tensor, ...]:
+        tensors, x, (_, _, _, _, reduce, asked) = split(args)
+        nll = x.new_empty(x.shape[:1], dtype=sum_dtype(*tensors[:count]))
+        kl = x.new_empty(x.shape[:1], dtype=sum_dtype(*(t for t in tensors[count:] if t is not None)))
+        loss = x.new_empty(() if reduce else x.shape[:1], dtype=sum_dtype(nll, kl))
+        return (loss, nll, kl, *empty_gradients(tensors, asked, x))
+
+    def kernel(*args: Any) -> tuple[Tensor, ...]:
+        tensors, x, (weight, mask, beta, scale, reduce, asked) = split(args)
+
+        def value(*leaves: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            *parameters, mu, logvar, prior_mu, prior_logvar = leaves
+            terms = reference.elbo(
+                entry.elementwise,
+                parameters,
+                x,
+                mu,
+                logvar,
+                None if prior_mu is None else (prior_mu, prior_logvar),
+                weight=weight,
+                mask=mask,
+                beta=beta,
+                scale=scale,
+                reduce=reduce,
+            )
+            return terms[0], tuple(t.detach() for t in terms)
+
+        values, gradients = differentiate(value, tensors, asked, x)
+        return (*values, *gradients)
+
+    names = (*entry.parameters, *_LATENT)
+    inputs = ", ".join(f"Tensor {name}" for name in entry.parameters)
+    outputs = ", ".join(f"Tensor d{name}" for name in names)
+    overload = define(
+        f"elbo_{entry.name}({inputs}, Tensor x, Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+        "Tensor? weight, Tensor? mask, Tensor beta, float scale, bool reduce, int asked) "
+        f"-> (Tensor loss, Tensor nll, Tensor kl, {outputs})",
+        fake,
+        recording(kernel),
+    )
+    positions = (*range(count), *range(count + 1, count + 5))
+    return _with_autograd(
+        OnePassOperator(overload, 3, positions, rows=count, weight=count + 5, reduce=count + 9)
+    )
+
+
+def _with_autograd(operator: OnePassOperator) -> OnePassOperator:
+    LIBRARY.impl(operator.overload.name().split("::")[1], autograd_kernel(operator), "Autograd")
+    return operator
+
+
+NLL = {name: _define_nll(entry) for name, entry in LIKELIHOODS.items()}
+ELBO = {name: _define_elbo(entry) for name, entry in LIKELIHOODS.items()}

@@ -1,0 +1,138 @@
+"""Autograd for operators that compute their gradients in the forward pass.
+
+An operator `op(*arguments, asked) -> (value, more values..., gradients...)` returns with bit k of `asked` the gradient of
+its k-th differentiable argument. OnePass keeps those gradients and hands them out in backward, scaled by the incoming one.
+Where a kept gradient can't be scaled afterwards (float16 would underflow; a parameter shared by rows is already summed),
+backward runs the operator again with the incoming gradient in its weights.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class OnePassOperator:
+    """overload: the operator. values: how many outputs come before the gradients; the first is differentiable.
+    differentiable: positions of the differentiable arguments; rows: of an argument whose first size is B;
+    weight: of the row weights [B]; reduce: of the flag for one value over all rows, None where values are [B]."""
+
+    overload: Any
+    values: int
+    differentiable: tuple[int, ...]
+    rows: int
+    weight: int
+    reduce: int | None = None
+
+    def wants_gradient(self, arguments: Arguments) -> bool:
+        return torch.is_grad_enabled() and any(
+            arguments[i] is not None and arguments[i].requires_grad for i in self.differentiable
+        )
+
+    def call(self, arguments: Arguments, asked: int) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload(*arguments, asked)
+
+    def recomputes(self, arguments: Arguments, asked: int) -> bool:
+        """Whether backward must run the operator again."""
+        wanted = [arguments[i] for k, i in enumerate(self.differentiable) if asked >> k & 1]
+        if any(t.dtype == torch.float16 for t in wanted):
+            return True
+        rows = arguments[self.rows].size(0)
+        of_rows = self.reduce is None or not arguments[self.reduce]
+        return of_rows and any(t.size(0) != rows for t in wanted)
+
+
+class OnePass(torch.autograd.Function):
+    """values = OnePass.apply(operator, *arguments)"""
+
+    @staticmethod
+    def forward(ctx: Any, operator: OnePassOperator, *arguments: Any) -> Any:
+        needs = ctx.needs_input_grad
+        asked = sum(1 << k for k, i in enumerate(operator.differentiable) if needs[i + 1])
+        again = operator.recomputes(arguments, asked)
+        outputs = operator.call(arguments, 0 if again else asked)
+        values = outputs[: operator.values]
+        ctx.operator, ctx.asked = operator, asked
+        ctx.gradients = None if again else outputs[operator.values :]
+        ctx.numbers = [None if isinstance(a, Tensor) else a for a in arguments]
+        ctx.save_for_backward(*(a if again and isinstance(a, Tensor) else None for a in arguments))
+        ctx.mark_non_differentiable(*values[1:])
+        ctx.set_materialize_grads(False)
+        return values[0] if operator.values == 1 else tuple(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dvalue: Tensor | None, *_: None) -> Any:
+        saved = ctx.saved_tensors  # raises where the graph was freed
+        result: list[Tensor | None] = [None] * (1 + len(saved))
+        if dvalue is None:
+            return tuple(result)
+        if ctx.gradients is None:
+            arguments = [t if t is not None else number for t, number in zip(saved, ctx.numbers, strict=True)]
+            gradients = _again(ctx.operator, arguments, ctx.asked, dvalue)
+        else:
+            gradients = _scaled(ctx, dvalue)
+        for k, i in enumerate(ctx.operator.differentiable):
+            if ctx.asked >> k & 1:
+                result[i + 1] = gradients[k]
+        return tuple(result)
+
+
+def _again(operator: OnePassOperator, arguments: list[Any], asked: int, dvalue: Tensor) -> Any:
+    weight = arguments[operator.weight]
+    rows = arguments[operator.rows].size(0)
+    arguments[operator.weight] = dvalue.expand(rows) if weight is None else dvalue * weight
+    return operator.call(tuple(arguments), asked)[operator.values :]
+
+
+def _scaled(ctx: Any, dvalue: Tensor) -> list[Tensor]:
+    """The kept gradients times dvalue, [] or [B]: in place where nobody else can hold or ask for them."""
+    gradients, keep = ctx.gradients, _must_keep(dvalue)
+    if keep:
+        factor = dvalue if dvalue.dim() == 0 else dvalue.unsqueeze(1)
+        return [(g * factor).to(g.dtype) if g.numel() else g for g in gradients]
+    ctx.gradients = ()
+    if dvalue.is_cpu and dvalue.dim() == 0 and dvalue.item() == 1:
+        return gradients
+    for g in gradients:
+        if g.numel():
+            torch.ops.vae_fast.scale_rows_(g, dvalue)
+    return gradients
+
+
+def _must_keep(dvalue: Tensor) -> bool:
+    """True while a graph is traced (the tensors stand for others) or kept for another backward pass."""
+    if torch.compiler.is_compiling() or type(dvalue) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def autograd_kernel(operator: OnePassOperator) -> Any:
+    """The operator's kernel for the dispatcher's Autograd key: gradients go through backward, not through `asked`."""
+
+    def kernel(*arguments_and_asked: Any) -> Any:
+        *arguments, _ = arguments_and_asked
+        if not operator.wants_gradient(tuple(arguments)):
+            return operator.call(tuple(arguments), arguments_and_asked[-1])
+        values = OnePass.apply(operator, *arguments)
+        empty = [arguments[0].new_empty(0) for _ in operator.differentiable]
+        return (*(values if operator.values > 1 else (values,)), *empty)
+
+    return kernel
+
+
+def apply(operator: OnePassOperator, *arguments: Any) -> Any:
+    """The operator's values (a tensor if there is one, else a tuple), differentiable."""
+    if torch.compiler.is_compiling():
+        outputs = operator.overload(*arguments, 0)
+    elif operator.wants_gradient(arguments):
+        return OnePass.apply(operator, *arguments)
+    else:
+        outputs = operator.call(arguments, 0)
+    return outputs[0] if operator.values == 1 else outputs[: operator.values]

@@ -1,0 +1,25 @@
+"""The operators' contract in plain PyTorch: any device, any dtype, float64 for tests. Nothing here imports a kernel.
+
+Every function is differentiable by autograd, twice too, and reads like its formula. Tests and benchmarks compare with it.
+"""
+
+from vae_fast.reference.bernoulli import bernoulli, bernoulli_probs
+from vae_fast.reference.gaussian import gaussian
+from vae_fast.reference.latent import gaussian_kl, log_evidence, monte_carlo_kl, reparameterize, sample_kl
+from vae_fast.reference.objective import elbo, nll
+from vae_fast.reference.philox import normals, philox
+
+__all__ = [
+    "bernoulli",
+    "bernoulli_probs",
+    "elbo",
+    "gaussian",
+    "gaussian_kl",
+    "log_evidence",
+    "monte_carlo_kl",
+    "nll",
+    "normals",
+    "philox",
+    "reparameterize",
+    "sample_kl",
+]
