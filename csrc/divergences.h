@@ -29,11 +29,11 @@ struct GaussianKl {
   T total[LANES];
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[4], T, T (&gradients)[4]) {
-    const T r = parameters[1] - parameters[3], factor = exp(T(-0.25) * parameters[3]);
-    const T h = (parameters[0] - parameters[2]) * factor * factor;
+    const T r = parameters[1] - parameters[3], factor = exp_finite(T(-0.5) * parameters[3]);
+    const T h = (parameters[0] - parameters[2]) * factor;
     const T excess = expm1_minus(r, exp(r));
     total[lane] += T(0.5) * (excess + h * h);
-    gradients[0] = h * factor * factor;
+    gradients[0] = h * factor;
     gradients[1] = T(0.5) * (excess + r);
     gradients[2] = -gradients[0];
     gradients[3] = T(-0.5) * (excess + r + h * h);
@@ -50,11 +50,11 @@ struct LogRatio {
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[5], T, T (&gradients)[5]) {
     const T z = parameters[0], v = parameters[2], prior_v = parameters[4];
-    const T factor = exp(T(-0.25) * v), prior_factor = exp(T(-0.25) * prior_v);
-    const T h = (z - parameters[1]) * factor * factor, prior_h = (z - parameters[3]) * prior_factor * prior_factor;
+    const T factor = exp_finite(T(-0.5) * v), prior_factor = exp_finite(T(-0.5) * prior_v);
+    const T h = (z - parameters[1]) * factor, prior_h = (z - parameters[3]) * prior_factor;
     total[lane] += T(0.5) * ((prior_v - v) + (prior_h - h) * (prior_h + h));
-    gradients[1] = h * factor * factor;
-    gradients[3] = -prior_h * prior_factor * prior_factor;
+    gradients[1] = h * factor;
+    gradients[3] = -prior_h * prior_factor;
     gradients[0] = -gradients[1] - gradients[3];
     gradients[2] = T(0.5) * (h * h) - T(0.5);
     gradients[4] = T(0.5) - T(0.5) * (prior_h * prior_h);

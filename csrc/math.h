@@ -18,6 +18,7 @@
 namespace vae_fast {
 
 constexpr double kLogTwoPi = 1.8378770664093454836;
+constexpr float kLargestExponent = 88.7228317f;  // e^it is the largest float
 
 template <class To, class From>
 VAE_FAST_FN To bits(From from) {
@@ -60,18 +61,22 @@ VAE_FAST_FN float exp_reduced(float v, uint32_t& exponent) {
 VAE_FAST_FN float exp_nonpositive(float v) {
   uint32_t exponent;
   const float e = detail::exp_reduced(v < -87.f ? -87.f : v, exponent);
-  return bits<float>(bits<uint32_t>(e) + exponent);
+  return e * bits<float>(exponent + (127u << 23));
 }
 VAE_FAST_FN double exp_nonpositive(double v) { return std::exp(v); }
 
-// e^v; below -86 the result stays at e^-86
-VAE_FAST_FN float exp(float v) {
-  constexpr float kLargest = 88.7228317f;
+// e^v where float32 can hold it, else the nearest it can: e^-86 or the largest float
+VAE_FAST_FN float exp_finite(float v) {
   uint32_t exponent;
   const float low = v < -86.f ? -86.f : v;
-  const float e = detail::exp_reduced(low > kLargest ? kLargest : low, exponent);
-  const float halved = bits<float>(bits<uint32_t>(e) + exponent - (1u << 23));
-  return v > kLargest ? std::numeric_limits<float>::infinity() : 2.f * halved;
+  const float e = detail::exp_reduced(low > kLargestExponent ? kLargestExponent : low, exponent);
+  return 2.f * (e * bits<float>(exponent + (126u << 23)));
+}
+VAE_FAST_FN double exp_finite(double v) { return std::exp(v < 709. ? v : 709.); }
+
+// e^v; below -86 the result stays at e^-86
+VAE_FAST_FN float exp(float v) {
+  return v > kLargestExponent ? std::numeric_limits<float>::infinity() : exp_finite(v);
 }
 VAE_FAST_FN double exp(double v) { return std::exp(v); }
 
@@ -97,7 +102,7 @@ VAE_FAST_FN float log1p(float v) {
 }
 VAE_FAST_FN double log1p(double v) { return std::log1p(v); }
 
-// e^v - 1 - v, given e^v: the series where |v| < 1 would cancel, v^2/2 to full relative accuracy as v -> 0
+// e^v - 1 - v for finite v, given e^v: the series where |v| < 1 would cancel, v^2/2 to full relative accuracy as v -> 0
 VAE_FAST_FN float expm1_minus(float v, float exp_v) {
   constexpr float kCoefficients[] = {5.0000000001e-1f, 1.6666666577e-1f,  4.1666666327e-2f, 8.333345249e-3f, 1.388891207e-3f,
                                      1.9836986974e-4f, 2.4795901258e-5f, 2.8126530954e-6f, 2.8137184684e-7f};

@@ -242,19 +242,28 @@ def observations(
 
 
 def _shared(owner: str, p: float | Tensor, first: Tensor) -> Tensor:
-    """A parameter that may be shared: a number or one element as [1, 1], one a feature as [1, D], else [B, D]."""
+    """A log-variance that may be shared: a number or one element as [1, 1], one a feature as [1, D], else [B, D]."""
     if not isinstance(p, Tensor):
         return torch.full((1, 1), p, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
-    if p.dim():
-        checks.floating(owner, logvar=p)
-    checks.same_device(owner, "x", first, logvar=p)
+    return _broadcast_rows(owner, "logvar", p, "x", first)
+
+
+def _broadcast_rows(owner: str, name: str, p: Tensor, of: str, like: Tensor) -> Tensor:
+    """p, which broadcasts to `like` [B, ...], as [B, D], with 1 in place of B or of both where it repeats."""
+    checks.floating(owner, **{name: p if p.dim() else p.reshape(1)})
+    checks.same_device(owner, of, like, **{name: p})
     if p.numel() == 1:
         return p.reshape(1, 1)
-    if p.dim() < first.dim():
-        return checks.broadcast(owner, "logvar", p, first[:1]).reshape(1, -1)
-    if p.shape[0] == 1:
-        return checks.broadcast(owner, "logvar", p, first[:1]).reshape(1, -1)
-    return _rows(checks.broadcast(owner, "logvar", p, first))
+    try:
+        if p.dim() < like.dim() or p.shape[0] == 1:
+            return p.expand(1, *like.shape[1:]).reshape(1, -1)
+        if p.shape == (like.shape[0], *[1] * (like.dim() - 1)):
+            return p.reshape(-1, 1)
+        return _rows(p.expand(like.shape))
+    except RuntimeError:
+        raise ValueError(
+            f"{owner}: {name} must broadcast to the shape of {of}, {list(like.shape)}, got {list(p.shape)}"
+        ) from None
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -280,26 +289,17 @@ def _prior(owner: str, prior: Prior | None, mu: Tensor) -> Prior | None:
         return None
     if not isinstance(prior, tuple) or len(prior) != 2 or not all(isinstance(p, Tensor) for p in prior):
         raise TypeError(f"{owner}: prior must be None or a pair of tensors (mu, logvar), got {type(prior).__name__}")
-    return _prior_rows(owner, "prior mu", prior[0], mu), _prior_rows(owner, "prior logvar", prior[1], mu)
-
-
-def _prior_rows(owner: str, name: str, p: Tensor, mu: Tensor) -> Tensor:
-    checks.floating(owner, **{name: p if p.dim() else p.reshape(1)})
-    checks.same_device(owner, "mu", mu, **{name: p})
-    if p.numel() == 1:
-        return p.reshape(1, 1)
-    try:
-        if p.dim() < mu.dim() or p.shape[0] == 1:
-            return p.expand(1, *mu.shape[1:]).reshape(1, -1)
-        return _rows(p.expand(mu.shape))
-    except RuntimeError:
-        raise ValueError(f"{owner}: {name} must broadcast to the shape of mu, {list(mu.shape)}, got {list(p.shape)}") from None
+    mean, logvar = prior
+    return (
+        _broadcast_rows(owner, "prior mu", mean, "mu", mu),
+        _broadcast_rows(owner, "prior logvar", logvar, "mu", mu),
+    )
 
 
 def _seed(owner: str, seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """A 0-dim int64 tensor on the device: the user's, or drawn."""
     if seed is None:
-        return torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
+        return torch.randint(2**63 - 1, (), generator=generator, device=device)
     if generator is not None:
         raise ValueError(f"{owner}: pass seed or generator, not both")
     if isinstance(seed, int):

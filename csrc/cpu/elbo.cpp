@@ -116,7 +116,7 @@ void elbo(StableIValue* stack, uint64_t, uint64_t) {
     Term<2> term{{}, {mu, logvar}, {}};
     kl = latent_term<StandardKl>(term, s, s.asked >> K);
     std::copy(term.gradients, term.gradients + 2, latent);
-    latent[2] = latent[3] = empty({0}, mu.scalar_type());
+    for (int k = 2; k < 4; ++k) latent[k] = empty({0}, mu.scalar_type());
   }
   Results out(stack);
   out.push(combine(nll, kl, s.beta, s.scale, s.reduce));

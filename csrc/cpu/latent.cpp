@@ -261,7 +261,7 @@ void sample_kl_backward(StableIValue* stack, uint64_t, uint64_t) {
   const uint64_t seed = read_seed(in.tensor());
   const int64_t asked = in.integer();
   Tensor gradients[4];
-  gradients[2] = gradients[3] = empty({0}, q.mu.scalar_type());
+  for (int k = 2; k < 4; ++k) gradients[k] = empty({0}, q.mu.scalar_type());
   if (q.prior_mu) sample_backward<GaussianKl, 4>({q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, dz, dkl, seed, gradients);
   else sample_backward<StandardKl, 2>({q.mu, q.logvar}, dz, dkl, seed, gradients);
   if (q.prior_mu && dkl && asked & 0b1100) prior_gradients(q, *dkl, asked, gradients);

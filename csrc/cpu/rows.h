@@ -205,7 +205,7 @@ void run(Rows<K>& p) {
   for (const Gradient& g : p.gradients)
     if (g.to.data && g.over_rows && !g.over_columns) groups = std::min(p.rows, kGroups);
   for (Gradient& g : p.gradients)
-    if (g.to.data && !g.direct()) g.sums.assign(std::max<int64_t>(1, g.over_columns ? p.rows * chunks : groups * p.columns), 0.);
+    if (g.to.data && !g.direct()) g.sums.assign(std::max<int64_t>(1, g.over_columns ? p.rows * chunks : std::max<int64_t>(1, groups) * p.columns), 0.);
   p.values.assign(p.rows * chunks, 0.);
 
   const int64_t group_rows = groups ? (p.rows + groups - 1) / groups : 0;

@@ -6,19 +6,19 @@
 
 namespace vae_fast {
 
-// e^-v is applied as four factors e^(-v/4), each finite wherever the result is.
+// e^-v is applied as two factors e^(-v/2): finite wherever the result is, 0 where x = m.
 template <class T, int LANES>
 struct Gaussian {
   static constexpr int kParameters = 2;
   T total[LANES];
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T (&gradients)[2]) {
-    add(lane, parameters[0] - x, parameters[1], exp(T(-0.25) * parameters[1]), gradients);
+    add(lane, parameters[0] - x, parameters[1], exp_finite(T(-0.5) * parameters[1]), gradients);
   }
   VAE_FAST_FN void add(int lane, T d, T v, T factor, T (&gradients)[2]) {
-    const T h = d * factor * factor;
+    const T h = d * factor;
     total[lane] += T(0.5) * (h * h + (v + T(kLogTwoPi)));
-    gradients[0] = h * factor * factor;
+    gradients[0] = h * factor;
     gradients[1] = T(0.5) - T(0.5) * (h * h);
   }
   VAE_FAST_FN T finish(int lane) const { return total[lane]; }
@@ -29,7 +29,7 @@ template <class T, int LANES>
 struct GaussianShared : Gaussian<T, LANES> {
   T v, factor;
 
-  VAE_FAST_FN explicit GaussianShared(T logvar) : Gaussian<T, LANES>{}, v(logvar), factor(exp(T(-0.25) * logvar)) {}
+  VAE_FAST_FN explicit GaussianShared(T logvar) : Gaussian<T, LANES>{}, v(logvar), factor(exp_finite(T(-0.5) * logvar)) {}
   VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T (&gradients)[2]) {
     this->add(lane, parameters[0] - x, v, factor, gradients);
   }

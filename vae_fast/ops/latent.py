@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vae_fast import reference
 from vae_fast.ops.library import LIBRARY, define, recording
 from vae_fast.ops.likelihoods import differentiate, empty_gradients, sum_dtype
-from vae_fast.ops.onepass import OnePassOperator, autograd_kernel
+from vae_fast.ops.onepass import OnePassOperator, autograd_kernel, differentiates_once
 
 _POSTERIOR = "Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar"
 _GRADIENTS = "Tensor dmu, Tensor dlogvar, Tensor dprior_mu, Tensor dprior_logvar"
@@ -124,7 +123,7 @@ class SampleKl(torch.autograd.Function):
         return _sample(mu, logvar, prior_mu, prior_logvar, seed, divergence)
 
     @staticmethod
-    @once_differentiable
+    @differentiates_once
     def backward(ctx: Any, dz: Tensor | None, dkl: Tensor | None = None) -> Any:
         needs = ctx.needs_input_grad
         if dz is None and dkl is None:

@@ -78,7 +78,8 @@ def build_record() -> dict[str, Any]:
 def _load() -> str | None:
     path = _FOLDER / "_C_cpu.so"
     if not path.exists():
-        return "the C++ library was not built" + (f": {why}" if (why := build_record().get("cpu_reason")) else "")
+        reason = build_record().get("skipped", {}).get("cpu")
+        return "the C++ library was not built" + (f": {reason}" if reason else "")
     try:
         torch.ops.load_library(path)
     except OSError as error:

@@ -114,8 +114,9 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
         values, gradients = differentiate(value, tensors, asked, x)
         return (*values, *gradients)
 
-    names = (*entry.parameters, *_LATENT)
-    inputs = ", ".join(f"Tensor {name}" for name in entry.parameters)
+    recon = [f"recon_{name}" for name in entry.parameters]
+    names = (*recon, *_LATENT)
+    inputs = ", ".join(f"Tensor {name}" for name in recon)
     outputs = ", ".join(f"Tensor d{name}" for name in names)
     overload = define(
         f"elbo_{entry.name}({inputs}, Tensor x, Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "

@@ -6,14 +6,34 @@ Where a kept gradient can't be scaled afterwards (float16 would underflow; a par
 backward runs the operator again with the incoming gradient in its weights.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Arguments = tuple[Any, ...]
+_ONCE = "vae_fast's operators differentiate once; for second derivatives use vae_fast.backend('reference')"
+
+
+def differentiates_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """A backward whose results, under create_graph, raise where they are differentiated again.
+
+    torch's `once_differentiable` lets them pass as constants unless the incoming gradient requires grad.
+    """
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
+        with torch.no_grad():
+            result = backward(ctx, *incoming)
+        if not torch.is_grad_enabled():
+            return result
+        bar = torch._C._functions.DelayedError(_ONCE, 1)
+        return tuple(None if g is None else bar(g.detach().requires_grad_()) for g in result)
+
+    return wrapped
 
 
 @dataclass(frozen=True)
@@ -67,7 +87,7 @@ class OnePass(torch.autograd.Function):
         return values[0] if operator.values == 1 else tuple(values)
 
     @staticmethod
-    @once_differentiable
+    @differentiates_once
     def backward(ctx: Any, dvalue: Tensor | None, *_: None) -> Any:
         saved = ctx.saved_tensors  # raises where the graph was freed
         result: list[Tensor | None] = [None] * (1 + len(saved))

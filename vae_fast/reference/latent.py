@@ -28,14 +28,19 @@ def _expm1_minus(v: Tensor) -> Tensor:
     return torch.where(near, series * inside**2, torch.expm1(v) - v)
 
 
+def _precision_root(logvar: Tensor) -> Tensor:
+    """e^(-logvar/2), 1 / sigma; the largest number where that would overflow."""
+    return torch.exp((-logvar / 2).clamp(max=math.log(torch.finfo(logvar.dtype).max)))
+
+
 def gaussian_kl(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> Tensor:
     """KL(N(mu, e^logvar) || prior): 1/2 sum [e^r - 1 - r + h^2], r = logvar - logvar', h = (mu - mu') e^(-logvar'/2)."""
     if prior is None:
         mu, logvar = _wide(mu, logvar)
         return 0.5 * (mu**2 + _expm1_minus(logvar)).flatten(1).sum(1)
     mu, logvar, prior_mu, prior_logvar = _wide(mu, logvar, *prior)
-    factor = torch.exp(-prior_logvar / 4)
-    return 0.5 * (_expm1_minus(logvar - prior_logvar) + ((mu - prior_mu) * factor * factor) ** 2).flatten(1).sum(1)
+    h = (mu - prior_mu) * _precision_root(prior_logvar)
+    return 0.5 * (_expm1_minus(logvar - prior_logvar) + h**2).flatten(1).sum(1)
 
 
 def reparameterize(mu: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
@@ -55,8 +60,7 @@ def monte_carlo_kl(z: Tensor, mu: Tensor, logvar: Tensor, prior: Prior | None = 
     if prior is None:
         prior = (torch.zeros_like(mu), torch.zeros_like(mu))
     z, mu, logvar, prior_mu, prior_logvar = _wide(z, mu, logvar, *prior)
-    factor, prior_factor = torch.exp(-logvar / 4), torch.exp(-prior_logvar / 4)
-    h, prior_h = (z - mu) * factor * factor, (z - prior_mu) * prior_factor * prior_factor
+    h, prior_h = (z - mu) * _precision_root(logvar), (z - prior_mu) * _precision_root(prior_logvar)
     return 0.5 * (prior_logvar - logvar + (prior_h - h) * (prior_h + h)).flatten(1).sum(1)
 
 

@@ -1,0 +1,235 @@
+"""ELBOLoss: reductions, weights, masks, priors, both forms of the KL, against the float64 reference."""
+
+import math
+
+import pytest
+import torch
+from operands import FLOATING, LAYOUTS, assert_gradients, assert_values, leaf, target, wide
+
+import vae_fast
+from vae_fast import ELBOLoss, reference
+
+LIKELIHOODS = {
+    "bernoulli": (reference.bernoulli, 1, lambda: {}),
+    "bernoulli_probs": (reference.bernoulli_probs, 1, lambda: {"from_logits": False}),
+    "gaussian": (reference.gaussian, 2, lambda: {}),
+}
+B, D, Z = 7, 37, 5
+
+
+def operands(likelihood, dtype=torch.float32, prior=False):
+    """(parameters, x, mu, logvar, prior or None), all leaves but x."""
+    count = LIKELIHOODS[likelihood][1]
+    parameters = [torch.randn(B, D) for _ in range(count)]
+    if likelihood == "bernoulli_probs":
+        parameters = [torch.rand(B, D).clamp(0.01, 0.99)]
+    latent = [torch.randn(B, Z) for _ in range(2)]
+    given = [torch.randn(Z), torch.randn(B, Z)] if prior else []
+    return (
+        [leaf(t.to(dtype)) for t in parameters],
+        target((B, D)),
+        *(leaf(t.to(dtype)) for t in latent),
+        tuple(leaf(t.to(dtype)) for t in given) or None,
+    )
+
+
+def loss_of(likelihood, **options):
+    return ELBOLoss(likelihood.removesuffix("_probs"), **LIKELIHOODS[likelihood][2](), **options)
+
+
+def recon_of(parameters):
+    return parameters[0] if len(parameters) == 1 else tuple(parameters)
+
+
+def expected(likelihood, parameters, x, mu, logvar, prior, *, incoming=None, **options):
+    """(loss, nll, kl) and the gradients, in float64."""
+    leaves = [wide(t) for t in (*parameters, mu, logvar, *(prior or ()))]
+    count = len(parameters)
+    rows = [t.reshape(1, -1) if t.dim() == 1 else t for t in leaves]
+    p = (rows[count + 2], rows[count + 3]) if prior else None
+    values = reference.elbo(
+        LIKELIHOODS[likelihood][0], rows[:count], x.double(), rows[count], rows[count + 1], p, **options
+    )
+    incoming = torch.ones_like(values[0]) if incoming is None else incoming.double()
+    return [v.detach() for v in values], torch.autograd.grad(values[0], leaves, incoming)
+
+
+SCALES = {"mean": 1 / B, "sum": 1.0, "none": 1.0, "mean_all": 1 / (B * D)}
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("reduction", SCALES)
+@pytest.mark.parametrize("prior", [False, True], ids=["standard", "given"])
+@pytest.mark.parametrize("selected", [False, True], ids=["all", "selected"])
+def test_one_pass(likelihood, reduction, prior, selected, poisoned):
+    parameters, x, mu, logvar, p = operands(likelihood, prior=prior)
+    weight = torch.rand(B) * (torch.arange(B) != 2) if selected else None
+    mask = torch.rand(B, D) > 0.3 if selected else None
+    beta = 0.7
+    terms = loss_of(likelihood, beta=beta, reduction=reduction, prior=p).terms(
+        recon_of(parameters), x, mu, logvar, weight=weight, mask=mask
+    )
+    incoming = torch.randn(terms.loss.shape)
+    terms.loss.backward(incoming)
+    values, gradients = expected(
+        likelihood,
+        parameters,
+        x,
+        mu,
+        logvar,
+        p,
+        incoming=incoming,
+        weight=weight,
+        mask=mask,
+        beta=beta,
+        scale=SCALES[reduction],
+        reduce=reduction != "none",
+    )
+    for got, value in zip(terms, values, strict=True):
+        magnitude = value.abs() + (D if likelihood == "gaussian" else 0)
+        assert_values(got, value, magnitude + 1e-30)
+    assert not terms.nll.requires_grad and not terms.kl.requires_grad
+    leaves = [*parameters, mu, logvar, *(p or ())]
+    sums = max(1.0, float(max(g.abs().max() for g in gradients)))
+    assert_gradients([t.grad for t in leaves], gradients, sums=sums, relative=1e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_dtypes(dtype, likelihood):
+    parameters, x, mu, logvar, _ = operands(likelihood, dtype)
+    loss = loss_of(likelihood)(recon_of(parameters), x, mu, logvar)
+    loss.backward()
+    (value, *_), gradients = expected(likelihood, parameters, x, mu, logvar, None, scale=1 / B)
+    assert_values(loss, value)
+    assert_gradients([t.grad for t in (*parameters, mu, logvar)], gradients, relative=1e-6)
+
+
+def test_float16_gradients_of_a_large_batch_do_not_underflow():
+    """1/B of a small gradient is below float16's least number; the gradient scaler's factor must come first."""
+    rows, scaler = 20_000, 65536.0
+    logits = leaf(torch.full((rows, 3), -9.0, dtype=torch.float16))
+    zeros = torch.zeros(rows, 1, dtype=torch.float16)
+    (ELBOLoss()(logits, torch.zeros(rows, 3), zeros, zeros) * scaler).backward()
+    exact = torch.sigmoid(torch.tensor(-9.0, dtype=torch.float64)) / rows * scaler
+    assert exact / scaler < 2**-24
+    assert logits.grad.double().sub(exact).abs().max() <= 2**-11 * exact
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout):
+    parameters, x, mu, logvar, _ = operands("gaussian")
+    parameters = [leaf(LAYOUTS[layout](t)) for t in parameters]
+    mu, logvar = leaf(LAYOUTS[layout](mu)), leaf(LAYOUTS[layout](logvar))
+    mask = LAYOUTS[layout](torch.rand(B, D).clamp(max=0.9)) > 0.4
+    loss = ELBOLoss("gaussian")(tuple(parameters), LAYOUTS[layout](x), mu, logvar, mask=mask)
+    loss.backward()
+    (value, *_), gradients = expected(
+        "gaussian", parameters, LAYOUTS[layout](x), mu, logvar, None, mask=mask, scale=1 / B
+    )
+    assert_values(loss, value, value.abs() + D)
+    assert_gradients([t.grad for t in (*parameters, mu, logvar)], gradients, relative=1e-6)
+
+
+def test_nothing_is_read_where_masked_or_of_weight_zero():
+    parameters, x, mu, logvar, _ = operands("gaussian")
+    mask, weight = torch.rand(B, D) > 0.5, torch.tensor([1.0, 0, 2, 1, 0, 1, 1])
+    clean = ELBOLoss("gaussian")(tuple(parameters), x, mu, logvar, mask=mask, weight=weight)
+    with torch.no_grad():
+        for t in (*parameters, x):
+            t[~mask] = torch.nan
+            t[weight == 0] = torch.inf
+        for t in (mu, logvar):
+            t[weight == 0] = torch.nan
+    loss = ELBOLoss("gaussian")(tuple(parameters), x, mu, logvar, mask=mask, weight=weight)
+    loss.backward()
+    assert torch.equal(loss, clean)
+    for t in (*parameters, mu, logvar):
+        assert t.grad.isfinite().all()
+        assert (t.grad[weight == 0] == 0).all()
+    assert (parameters[0].grad[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1, D), (B, 1), (D,)], ids=str)
+def test_masks_broadcast(shape):
+    parameters, x, mu, logvar, _ = operands("bernoulli")
+    mask = torch.rand(shape) > 0.4
+    got = ELBOLoss()(parameters[0], x, mu, logvar, mask=mask)
+    assert torch.equal(got, ELBOLoss()(parameters[0], x, mu, logvar, mask=mask.expand(B, D).contiguous()))
+
+
+def test_beta():
+    parameters, x, mu, logvar, _ = operands("bernoulli")
+    loss = ELBOLoss(reduction="sum", beta=3.0)
+    terms = loss.terms(parameters[0], x, mu, logvar)
+    assert terms.loss.item() == pytest.approx((terms.nll + 3 * terms.kl).sum().item(), rel=1e-6)
+    loss.beta = torch.tensor(0.5)
+    assert loss(parameters[0], x, mu, logvar).item() == pytest.approx((terms.nll + terms.kl / 2).sum().item(), rel=1e-6)
+    loss.beta = 0.0
+    with torch.no_grad():
+        logvar[0, 0] = 1e4
+    off = loss(parameters[0], x, mu, logvar)
+    off.backward()
+    assert off.item() == pytest.approx(terms.nll.sum().item(), rel=1e-6)
+    assert (mu.grad == 0).all() and (logvar.grad == 0).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_monte_carlo_kl(weighted):
+    """At given z the loss is nll + beta (log q - log p); over many z its mean is the analytic loss."""
+    parameters, x, mu, logvar, p = operands("bernoulli", prior=True)
+    weight = torch.rand(B) if weighted else None
+    z = vae_fast.reparameterize(mu, logvar)
+    loss = ELBOLoss(kl="monte_carlo", beta=0.5, prior=p, reduction="none")
+    got = loss(parameters[0], x, mu, logvar, z=z, weight=weight)
+    nll = vae_fast.bernoulli_nll(parameters[0], x, weight=weight)
+    ratio = torch.distributions.Normal(mu, (logvar / 2).exp()).log_prob(z)
+    ratio = (ratio - torch.distributions.Normal(p[0], (p[1] / 2).exp()).log_prob(z)).sum(1)
+    assert torch.allclose(got, nll + 0.5 * ratio * (1 if weight is None else weight), rtol=1e-5, atol=1e-4)
+
+    many = [loss(parameters[0], x, mu, logvar, weight=weight).detach() for _ in range(400)]
+    many = torch.stack(many).double()
+    exact = ELBOLoss(beta=0.5, prior=p, reduction="none")(parameters[0], x, mu, logvar, weight=weight).detach()
+    assert ((many.mean(0) - exact).abs() < 5 * many.std(0) / math.sqrt(400)).all()
+
+
+def test_parts_and_whole_agree():
+    parameters, x, mu, logvar, _ = operands("bernoulli")
+    terms = ELBOLoss(reduction="none").terms(parameters[0], x, mu, logvar)
+    assert torch.equal(terms.nll, vae_fast.bernoulli_nll(parameters[0], x))
+    assert torch.allclose(terms.kl, vae_fast.gaussian_kl(mu, logvar), rtol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", SCALES)
+def test_empty_batch(reduction):
+    logits, mu = torch.zeros(0, 4, requires_grad=True), torch.zeros(0, 2, requires_grad=True)
+    loss = ELBOLoss(reduction=reduction)(logits, torch.zeros(0, 4), mu, mu)
+    loss.sum().backward()
+    assert loss.sum().item() == 0 and logits.grad.shape == (0, 4)
+
+
+def test_long_rows_and_many_rows_are_deterministic(threads):
+    """Few long rows are cut among threads, a shared log-variance is summed over groups of rows: the same bits every time."""
+    results = []
+    for count in (1, 2, 7):
+        torch.set_num_threads(count)
+        torch.manual_seed(1)
+        for shape in ((2, 50_000), (3000, 33)):
+            mean, logvar = leaf(torch.randn(shape)), leaf(torch.randn(shape[1]))
+            mu = leaf(torch.randn(shape[0], 3))
+            loss = ELBOLoss("gaussian")((mean, logvar), torch.rand(shape), mu, mu)
+            loss.backward()
+            results.append((loss.detach(), mean.grad, logvar.grad, mu.grad))
+    for other in (results[2:4], results[4:]):
+        for first, again in zip(results[:2], other, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.float, torch.Tensor.bfloat16], ids=["float32", "bfloat16"])
+def test_bytes_and_bits_are_read_as_they_are(kind):
+    parameters, _, mu, logvar, _ = operands("bernoulli")
+    logits = kind(parameters[0].detach())
+    for x in (target((B, D), torch.uint8), target((B, D), torch.bool)):
+        as_float = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        got = ELBOLoss()(logits, x, mu, logvar)
+        assert got.item() == pytest.approx(ELBOLoss()(logits, as_float, mu, logvar).item(), rel=1e-6)

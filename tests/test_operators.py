@@ -1,0 +1,202 @@
+"""The operators as PyTorch sees them: opcheck, gradcheck, torch.compile, autocast, vmap, functorch."""
+
+import pytest
+import torch
+from operands import leaf
+from torch.library import opcheck
+
+import vae_fast
+from vae_fast import ELBOLoss
+from vae_fast.likelihoods import LIKELIHOODS
+
+B, D, Z = 4, 9, 3
+SEED = torch.tensor(11)
+
+
+def posterior(dtype=torch.float32, prior="none"):
+    tensors = [leaf(torch.randn(B, Z, dtype=dtype)) for _ in range(2)]
+    if prior == "none":
+        return [*tensors, None, None]
+    return [*tensors, leaf(torch.randn(1, Z, dtype=dtype)), leaf(torch.randn(B, Z, dtype=dtype))]
+
+
+def parameters(name, dtype=torch.float32):
+    if name == "bernoulli_probs":
+        return [leaf(torch.rand(B, D, dtype=dtype).clamp(0.1, 0.9))]
+    return [leaf(torch.randn(B, D, dtype=dtype)) for _ in LIKELIHOODS[name].parameters]
+
+
+def samples(dtype=torch.float32):
+    """(operator, arguments) for every operator."""
+    ops, x, weight, mask = torch.ops.vae_fast, torch.rand(B, D), torch.rand(B), torch.rand(B, D) > 0.5
+    beta = torch.tensor(0.5, dtype=torch.float64)
+    for name in LIKELIHOODS:
+        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), x, None, None, 0)
+        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), x, weight, mask, 0)
+        for prior, reduce in (("none", True), ("given", False)):
+            q = posterior(dtype, prior)
+            yield getattr(ops, f"elbo_{name}"), (*parameters(name, dtype), x, *q, weight, mask, beta, 0.25, reduce, 0)
+    shared = leaf(torch.randn(1, D, dtype=dtype))
+    yield ops.gaussian_nll, (leaf(torch.randn(B, D, dtype=dtype)), shared, x, None, None, 0)
+    for prior in ("none", "given"):
+        yield ops.sample_kl, (*posterior(dtype, prior), SEED)
+        yield ops.gaussian_kl, (*posterior(dtype, prior), None, 0)
+        dz, dkl, (mu, logvar, *p) = torch.randn(B, Z), torch.randn(B), posterior(dtype, prior)
+        detached = [t if t is None else t.detach() for t in (mu, logvar, *p)]
+        yield ops.sample_kl_backward, (dz, dkl, *detached, SEED, 15)
+    yield ops.reparameterize, (*posterior(dtype)[:2], SEED)
+    yield ops.monte_carlo_kl, (leaf(torch.randn(B, Z, dtype=dtype)), *posterior(dtype, "given"), None, 0)
+    yield ops.scale_rows_, (torch.randn(B, D, dtype=dtype), torch.randn(B))
+
+
+SAMPLES = list(samples())
+
+
+@pytest.mark.parametrize("index", range(len(SAMPLES)), ids=[f"{i}-{s[0].__name__}" for i, s in enumerate(SAMPLES)])
+def test_opcheck(index):
+    operator, arguments = SAMPLES[index]
+    opcheck(operator.default, arguments)
+
+
+def test_every_operator_is_checked():
+    names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("vae_fast::")}
+    assert names == {operator.__name__ for operator, _ in SAMPLES}
+
+
+def differentiable(arguments):
+    return [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
+
+
+@pytest.mark.parametrize("index", range(len(SAMPLES)), ids=[f"{i}-{s[0].__name__}" for i, s in enumerate(SAMPLES)])
+def test_gradcheck(index):
+    operator, arguments = list(samples(torch.float64))[index]
+    leaves = differentiable(arguments)
+    if not leaves:
+        assert operator.__name__ in ("sample_kl_backward", "scale_rows_")
+        return
+
+    def function(*tensors):
+        given = iter(tensors)
+        replaced = (next(given) if isinstance(a, torch.Tensor) and a.requires_grad else a for a in arguments)
+        outputs = operator(*replaced)
+        return tuple(t for t in (outputs if isinstance(outputs, tuple) else (outputs,)) if t.requires_grad)
+
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+def workload(name):
+    """A function of (recon, x, mu, logvar, scalar weight) that uses many of the public names."""
+    loss = ELBOLoss(name, beta=0.5)
+
+    def run(a, b, x, mu, logvar, beta):
+        recon = a.tanh() if name == "bernoulli" else (a.tanh(), b.sin())
+        z, kl = vae_fast.sample_kl(mu, logvar, seed=SEED)
+        ratio = vae_fast.monte_carlo_kl(z, mu, logvar)
+        return loss(recon, x, mu * 2, logvar) + (kl.mean() + ratio.mean()) * beta + z.square().sum()
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_equals_eager(name, dynamic):
+    torch.compiler.reset()
+    run = workload(name)
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic)
+    for rows in (4, 7) if dynamic else (4,):
+        tensors = [torch.randn(rows, D), torch.randn(rows, D), torch.rand(rows, D), torch.randn(rows, Z), torch.randn(rows, Z)]
+        results = []
+        for function in (run, compiled):
+            a, b, x, mu, logvar = (t.clone() for t in tensors)
+            used = [leaf(t) for t in ((a, mu, logvar) if name == "bernoulli" else (a, b, mu, logvar))]
+            args = (used[0], b, x, *used[1:]) if name == "bernoulli" else (*used[:2], x, *used[2:])
+            value = function(*args, torch.tensor(0.3))
+            value.backward()
+            results.append((value.detach(), *(t.grad for t in used)))
+        for eager, ours in zip(*results, strict=True):
+            assert torch.allclose(eager, ours, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_unreduced_and_reference():
+    torch.compiler.reset()
+    x = torch.rand(B, D)
+    compiled = torch.compile(vae_fast.bernoulli_nll, fullgraph=True)
+    logits, other, incoming = leaf(torch.randn(B, D)), None, torch.randn(B)
+    compiled(logits, x).backward(incoming)
+    other = leaf(logits)
+    vae_fast.bernoulli_nll(other, x).backward(incoming)
+    assert torch.allclose(logits.grad, other.grad, rtol=1e-6)
+    with vae_fast.backend("reference"):
+        assert torch.allclose(compiled(logits, x), vae_fast.bernoulli_nll(logits, x), rtol=1e-6)
+
+
+def test_compiled_sampling_follows_the_seed():
+    torch.compiler.reset()
+    compiled = torch.compile(vae_fast.reparameterize, fullgraph=True)
+    mu, logvar = torch.zeros(B, Z), torch.zeros(B, Z)
+    assert torch.equal(compiled(mu, logvar, seed=SEED), vae_fast.reparameterize(mu, logvar, seed=SEED))
+    assert not torch.equal(compiled(mu, logvar), compiled(mu, logvar))
+
+
+def test_beta_anneals_without_recompiling():
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    loss = ELBOLoss(beta=torch.tensor(0.0), reduction="sum")
+    compiled = torch.compile(loss, fullgraph=True)
+    logits, x, mu = torch.randn(B, D), torch.rand(B, D), torch.randn(B, Z)
+    for step in range(4):
+        loss.beta.fill_(step / 4)
+        assert torch.allclose(compiled(logits, x, mu, mu), ELBOLoss(beta=step / 4, reduction="sum")(logits, x, mu, mu))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_autocast():
+    """Under autocast a decoder's bfloat16 logits go into the loss as they are; the loss stays float32."""
+    layer, hidden, x = torch.nn.Linear(6, D), torch.randn(B, 6), torch.rand(B, D)
+    mu = leaf(torch.randn(B, Z))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = layer(hidden)
+        loss = ELBOLoss()(logits, x, mu, mu)
+    loss.backward()
+    assert logits.dtype == torch.bfloat16 and loss.dtype == torch.float32
+    outside = ELBOLoss()(logits.detach(), x, mu, mu)
+    assert torch.equal(loss, outside) and layer.weight.grad.dtype == torch.float32
+
+
+def test_functorch_raises_rather_than_guesses():
+    x, mu = torch.rand(B, D), torch.zeros(B, Z)
+    with pytest.raises(RuntimeError):
+        torch.func.grad(lambda t: ELBOLoss()(t, x, mu, mu))(torch.randn(B, D))
+
+
+def test_vmap_is_right_or_raises():
+    logits, x = torch.randn(3, B, D), torch.rand(B, D)
+    expected = torch.stack([vae_fast.bernoulli_nll(t, x) for t in logits])
+    try:
+        got = torch.vmap(lambda t: vae_fast.bernoulli_nll(t, x))(logits)
+    except (RuntimeError, UserWarning):
+        return
+    assert torch.equal(got, expected)
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        z, kl = vae_fast.sample_kl(torch.zeros(B, Z), torch.zeros(B, Z))
+        loss = ELBOLoss()(torch.zeros(B, D), torch.rand(B, D), z, z)
+    assert loss.is_inference() and kl.shape == (B,)
+
+
+def test_two_threads_at_once():
+    """Kernels hold no state: four Python threads get the answers that one gets."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def run(seed):
+        generator = torch.Generator().manual_seed(seed)
+        logits = leaf(torch.randn(500, 300, generator=generator))
+        loss = ELBOLoss()(logits, torch.full((500, 300), 0.3), torch.zeros(500, 2), torch.zeros(500, 2))
+        loss.backward()
+        return loss.item(), logits.grad.sum().item()
+
+    alone = [run(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, range(8))) == alone

@@ -1,0 +1,122 @@
+"""The generator: the published known answers, in the reference and in the C++ that the kernels are made of."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import mpmath
+import numpy
+import pytest
+import torch
+
+from vae_fast import reference
+
+CSRC = Path(__file__).parent.parent / "csrc"
+KNOWN_ANSWERS = [  # Random123 1.14, kat_vectors: philox4x32 10, counter, key, result
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+FROZEN = [0.9701897319046768, -0.19401940943794055, 1.2356194264025588, -1.9239276178366784, 0.07318148441718061, -0.13913757586211492]
+PROGRAM = """
+#include "philox.h"
+extern "C" {
+void philox_words(uint32_t* c, uint64_t seed) {
+  uint32_t words[4] = {c[0], c[1], c[2], c[3]};
+  vae_fast::philox(words, seed);
+  for (int i = 0; i < 4; ++i) c[i] = words[i];
+}
+#define EACH(name, expression) \\
+  void name(const float* in, float* out, long n) { for (long i = 0; i < n; ++i) { const float v = in[i]; out[i] = expression; } }
+EACH(exp_, vae_fast::exp(v))
+EACH(exp_nonpositive_, vae_fast::exp_nonpositive(v))
+EACH(exp_finite_, vae_fast::exp_finite(v))
+EACH(log_, vae_fast::log(v))
+EACH(log1p_, vae_fast::log1p(v))
+EACH(expm1_minus_, vae_fast::expm1_minus(v, vae_fast::exp(v)))
+EACH(sin_pi_, vae_fast::sin_pi(v))
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def elements(tmp_path_factory):
+    """csrc/math.h and csrc/philox.h as a library of their own."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("elements")
+    (folder / "elements.cpp").write_text(PROGRAM)
+    flags = ["-std=c++17", "-O2", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared"]
+    warnings = ["-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
+    command = [compiler, *flags, *warnings, f"-I{CSRC}", "elements.cpp", "-o", "elements.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    return ctypes.CDLL(str(folder / "elements.so"))
+
+
+@pytest.mark.parametrize("counter, key, words", KNOWN_ANSWERS)
+def test_reference_gives_the_known_answers(counter, key, words):
+    seed = torch.tensor((key[1] << 32 | key[0]) - (2**64 if key[1] >> 31 else 0))
+    got = reference.philox(tuple(torch.tensor(c) for c in counter), seed)
+    assert [w.item() for w in got] == words
+
+
+@pytest.mark.parametrize("counter, key, words", KNOWN_ANSWERS)
+def test_kernels_give_the_known_answers(elements, counter, key, words):
+    buffer = (ctypes.c_uint32 * 4)(*counter)
+    elements.philox_words(buffer, ctypes.c_uint64(key[1] << 32 | key[0]))
+    assert list(buffer) == words
+
+
+def test_normals_start_like_this():
+    """A frozen sample: a replayed seed means the same noise in every version."""
+    noise = reference.normals((6,), torch.tensor(42), torch.float64)
+    assert noise.tolist() == pytest.approx(FROZEN, abs=1e-12)
+
+
+FUNCTIONS = {  # name: (exact, from, to, error in units of the last place)
+    "exp_": (mpmath.exp, -85, 88.7, 1.5),
+    "exp_nonpositive_": (mpmath.exp, -86, 0, 1.5),
+    "exp_finite_": (mpmath.exp, -85, 88.7, 1.5),
+    "log_": (mpmath.log, 1e-30, 3, 1.5),
+    "log1p_": (mpmath.log1p, -0.99, 5, 2),
+    "expm1_minus_": (lambda v: mpmath.expm1(v) - v, -3, 3, 5),
+    "sin_pi_": (lambda v: mpmath.sin(mpmath.pi * v), -0.5, 0.5, 4),
+}
+
+
+def evaluate(elements, name, values):
+    inputs = numpy.asarray(values, dtype=numpy.float32)
+    outputs = numpy.empty_like(inputs)
+    pointers = [a.ctypes.data_as(ctypes.POINTER(ctypes.c_float)) for a in (inputs, outputs)]
+    getattr(elements, name)(*pointers, ctypes.c_long(inputs.size))
+    return inputs, outputs
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_element_functions(elements, name):
+    exact, low, high, allowed = FUNCTIONS[name]
+    mpmath.mp.prec = 100
+    grid = numpy.concatenate([numpy.linspace(low, high, 3001), numpy.linspace(max(low, -1e-3), min(high, 1e-3), 301)])
+    inputs, outputs = evaluate(elements, name, grid[grid > 0] if name == "log_" else grid)
+    for v, got in zip(inputs, outputs, strict=True):
+        true = exact(mpmath.mpf(float(v)))
+        ulp = numpy.spacing(max(abs(numpy.float32(float(true))), numpy.float32(1.2e-38)))
+        assert abs(mpmath.mpf(float(got)) - true) <= allowed * float(ulp), f"{name}({v}) = {got}, true {true}"
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "sin_pi_"])
+def test_nan_and_infinity(elements, name):
+    _, (nan, high, low) = evaluate(elements, name, [numpy.nan, numpy.inf, -numpy.inf])
+    assert numpy.isnan(nan)
+    if name == "exp_finite_":
+        assert high == numpy.finfo(numpy.float32).max
+    elif name not in ("exp_nonpositive_", "expm1_minus_"):
+        assert high == numpy.inf
+    if name.startswith("exp_"):
+        assert 0 <= low < 1e-37
