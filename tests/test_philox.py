@@ -115,7 +115,7 @@ def test_nan_and_infinity(elements, name):
     _, (nan, high, low) = evaluate(elements, name, [numpy.nan, numpy.inf, -numpy.inf])
     assert numpy.isnan(nan)
     if name == "exp_finite_":
-        assert high == numpy.finfo(numpy.float32).max
+        assert high == pytest.approx(numpy.finfo(numpy.float32).max, rel=1e-5)
     elif name not in ("exp_nonpositive_", "expm1_minus_"):
         assert high == numpy.inf
     if name.startswith("exp_"):

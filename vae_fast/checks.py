@@ -6,15 +6,14 @@ from torch import Tensor
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def floating(owner: str, **tensors: Tensor) -> None:
-    """Each is a floating point tensor that the kernels read, with a batch dimension."""
-    for name, t in tensors.items():
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{owner}: {name} must be a tensor, got {type(t).__name__}")
-        if t.dtype not in _FLOATING:
-            raise TypeError(f"{owner}: {name} must be float32, bfloat16, float16 or float64, got {str(t.dtype)[6:]}")
-        if t.dim() == 0:
-            raise ValueError(f"{owner}: {name} must have a batch dimension, [B, ...], got a 0-dim tensor")
+def floating(owner: str, name: str, t: Tensor) -> None:
+    """t is a floating point tensor that the kernels read, with a batch dimension."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{owner}: {name} must be a tensor, got {type(t).__name__}")
+    if t.dtype not in _FLOATING:
+        raise TypeError(f"{owner}: {name} must be float32, bfloat16, float16 or float64, got {str(t.dtype)[6:]}")
+    if t.dim() == 0:
+        raise ValueError(f"{owner}: {name} must have a batch dimension, [B, ...], got a 0-dim tensor")
 
 
 def same_shape(owner: str, a: str, first: Tensor, b: str, second: Tensor) -> None:
@@ -22,10 +21,9 @@ def same_shape(owner: str, a: str, first: Tensor, b: str, second: Tensor) -> Non
         raise ValueError(f"{owner}: {a} and {b} differ in shape: {list(first.shape)} and {list(second.shape)}")
 
 
-def same_device(owner: str, a: str, first: Tensor, **others: Tensor | None) -> None:
-    for name, t in others.items():
-        if t is not None and t.device != first.device:
-            raise ValueError(f"{owner}: {a} and {name} are on different devices: {first.device} and {t.device}")
+def same_device(owner: str, a: str, first: Tensor, b: str, second: Tensor) -> None:
+    if first.device != second.device:
+        raise ValueError(f"{owner}: {a} and {b} are on different devices: {first.device} and {second.device}")
 
 
 def target(owner: str, x: Tensor) -> None:
@@ -42,11 +40,14 @@ def constant(owner: str, name: str, t: Tensor) -> None:
         raise ValueError(f"{owner}: {name} requires grad, but no gradient is defined for it; pass {name}.detach()")
 
 
-def row_weight(owner: str, weight: Tensor, rows: int) -> Tensor:
+def row_weight(owner: str, weight: Tensor, x: Tensor) -> Tensor:
+    """A weight for each row of x, floating point."""
+    rows = x.shape[0]
     if not isinstance(weight, Tensor) or weight.shape != (rows,):
         got = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise ValueError(f"{owner}: weight must be a tensor of shape [{rows}], one number a row, got {got}")
     constant(owner, "weight", weight)
+    same_device(owner, "x", x, "weight", weight)
     if weight.is_cpu and not torch.compiler.is_compiling() and bool((weight < 0).any()):
         raise ValueError(f"{owner}: weight must not be negative, got {weight.min().item():g}")
     return weight if weight.dtype in _FLOATING else weight.to(torch.float32)
@@ -56,6 +57,7 @@ def element_mask(owner: str, mask: Tensor, x: Tensor) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = str(mask.dtype)[6:] if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{owner}: mask must be a bool tensor, True where x counts, got {got}")
+    same_device(owner, "x", x, "mask", mask)
     return broadcast(owner, "mask", mask, x)
 
 

@@ -99,9 +99,9 @@ def monte_carlo_kl(z: Tensor, mu: Tensor, logvar: Tensor, prior: Prior | None = 
     Returns [B] in nats.
     """
     _check_posterior("monte_carlo_kl", mu, logvar)
-    checks.floating("monte_carlo_kl", z=z)
+    checks.floating("monte_carlo_kl", "z", z)
     checks.same_shape("monte_carlo_kl", "z", z, "mu", mu)
-    checks.same_device("monte_carlo_kl", "mu", mu, z=z)
+    checks.same_device("monte_carlo_kl", "mu", mu, "z", z)
     rows, prior = (_rows(z), _rows(mu), _rows(logvar)), _prior("monte_carlo_kl", prior, mu)
     if use_reference(mu.device):
         return reference.monte_carlo_kl(*rows, prior)
@@ -204,7 +204,7 @@ def elbo(
     """(loss, nll [B], kl [B]) in one pass: loss = scale (nll + beta kl), summed over the batch if `reduce`."""
     _check_posterior(owner, mu, logvar)
     tensors, target, weight, mask = observations(owner, name, parameters, x, weight, mask)
-    checks.same_device(owner, name, target, mu=mu)
+    checks.same_device(owner, name, target, "mu", mu)
     if mu.shape[0] != target.shape[0]:
         raise ValueError(f"{owner}: {name} and mu differ in batch size: {target.shape[0]} and {mu.shape[0]}")
     rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, prior, mu)
@@ -227,17 +227,18 @@ def observations(
     mask: Tensor | None,
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
     """Checked operands of a likelihood as [B, D]; parameters after the first keep size 1 where they repeat."""
-    first = parameters[0]
-    checks.floating(owner, **{name: first})
-    assert isinstance(first, Tensor)
+    first: Tensor = parameters[0]  # type: ignore[assignment]
+    checks.floating(owner, name, first)
     checks.target(owner, x)
     checks.same_shape(owner, name, first, "x", x)
-    checks.same_device(owner, name, first, x=x, weight=weight, mask=mask)
+    checks.same_device(owner, name, first, "x", x)
     if weight is not None:
-        weight = checks.row_weight(owner, weight, x.shape[0])
+        weight = checks.row_weight(owner, weight, x)
     if mask is not None:
         mask = _rows(checks.element_mask(owner, mask, x))
-    tensors = [_rows(first), *(_shared(owner, p, first) for p in parameters[1:])]
+    tensors = [_rows(first)]
+    for p in parameters[1:]:
+        tensors.append(_shared(owner, p, first))
     return tensors, _rows(x), weight, mask
 
 
@@ -250,8 +251,8 @@ def _shared(owner: str, p: float | Tensor, first: Tensor) -> Tensor:
 
 def _broadcast_rows(owner: str, name: str, p: Tensor, of: str, like: Tensor) -> Tensor:
     """p, which broadcasts to `like` [B, ...], as [B, D], with 1 in place of B or of both where it repeats."""
-    checks.floating(owner, **{name: p if p.dim() else p.reshape(1)})
-    checks.same_device(owner, of, like, **{name: p})
+    checks.floating(owner, name, p if p.dim() else p.reshape(1))
+    checks.same_device(owner, of, like, name, p)
     if p.numel() == 1:
         return p.reshape(1, 1)
     try:
@@ -278,9 +279,10 @@ def _like(t: Tensor, shape_of: Tensor) -> Tensor:
 
 
 def _check_posterior(owner: str, mu: Tensor, logvar: Tensor) -> None:
-    checks.floating(owner, mu=mu, logvar=logvar)
+    checks.floating(owner, "mu", mu)
+    checks.floating(owner, "logvar", logvar)
     checks.same_shape(owner, "mu", mu, "logvar", logvar)
-    checks.same_device(owner, "mu", mu, logvar=logvar)
+    checks.same_device(owner, "mu", mu, "logvar", logvar)
 
 
 def _prior(owner: str, prior: Prior | None, mu: Tensor) -> Prior | None:

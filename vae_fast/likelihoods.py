@@ -15,6 +15,7 @@ class Likelihood:
 
     name: of its operators, `<name>_nll` and `elbo_<name>`.
     parameters: their names, in the operators' order; each broadcasts over rows and columns of x [B, D].
+    defaults: values of the parameters after the first, where a loss is given the first alone.
     elementwise: (*parameters, x) -> -log p of each observation, in nats, plain PyTorch.
     mean: (*parameters) -> E[x], what a model shows as its reconstruction.
     support: (lowest, highest) value of x that has a likelihood.
@@ -22,6 +23,7 @@ class Likelihood:
 
     name: str
     parameters: tuple[str, ...]
+    defaults: tuple[float, ...]
     elementwise: Callable[..., Tensor]
     mean: Callable[..., Tensor]
     support: tuple[float, float]
@@ -34,9 +36,9 @@ def _first(mean: Tensor, *_: Tensor) -> Tensor:
 LIKELIHOODS = {
     entry.name: entry
     for entry in (
-        Likelihood("bernoulli", ("logits",), reference.bernoulli, torch.sigmoid, (0.0, 1.0)),
-        Likelihood("bernoulli_probs", ("probs",), reference.bernoulli_probs, _first, (0.0, 1.0)),
-        Likelihood("gaussian", ("mean", "logvar"), reference.gaussian, _first, (-torch.inf, torch.inf)),
+        Likelihood("bernoulli", ("logits",), (), reference.bernoulli, torch.sigmoid, (0.0, 1.0)),
+        Likelihood("bernoulli_probs", ("probs",), (), reference.bernoulli_probs, _first, (0.0, 1.0)),
+        Likelihood("gaussian", ("mean", "logvar"), (0.0,), reference.gaussian, _first, (-torch.inf, torch.inf)),
     )
 }
 

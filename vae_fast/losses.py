@@ -51,7 +51,9 @@ class ELBOLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.entry = find(likelihood, "ELBOLoss")
-        if likelihood == "bernoulli" and not from_logits:
+        if not from_logits:
+            if likelihood != "bernoulli":
+                raise ValueError(f"ELBOLoss: from_logits=False is for likelihood 'bernoulli', got {likelihood!r}")
             self.entry = LIKELIHOODS["bernoulli_probs"]
         if reduction not in REDUCTIONS:
             raise ValueError(f"ELBOLoss: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
@@ -59,7 +61,11 @@ class ELBOLoss(nn.Module):
             raise ValueError(f"ELBOLoss: kl must be analytic or monte_carlo, got {kl!r}")
         if isinstance(beta, Tensor):
             if beta.dim() != 0 or beta.requires_grad:
-                raise ValueError(f"ELBOLoss: beta must be a number or a 0-dim tensor without grad, got shape {list(beta.shape)}")
+                raise ValueError(
+                    f"ELBOLoss: beta must be a number or a 0-dim tensor without grad, got shape {list(beta.shape)}"
+                )
+        elif not beta >= 0:
+            raise ValueError(f"ELBOLoss: beta must not be negative, got {beta:g}")
         self.likelihood, self.beta, self.reduction, self.kl = likelihood, beta, reduction, kl
         self.from_logits, self.prior, self.validate_args = from_logits, prior, validate_args
 
@@ -100,11 +106,8 @@ class ELBOLoss(nn.Module):
         """(loss, nll [B], kl [B]) for the arguments of `forward`; nll and kl are detached and cost nothing more."""
         parameters = self._parameters_of(recon)
         if self.validate_args:
-            checks.target("ELBOLoss", x)
-            checks.support("ELBOLoss", x, *self.entry.support)
-            if weight is not None and bool((weight < 0).any()):
-                raise ValueError(f"ELBOLoss: weight must not be negative, got {weight.min().item():g}")
-        scale, reduce = self._scale(x), self.reduction != "none"
+            self._validate(x, weight)
+        scale, reduce = self._scale(parameters[0]), self.reduction != "none"
         if self.kl == "analytic":
             loss, nll, kl = functional.elbo(
                 self.entry, "ELBOLoss", "recon", parameters, x, mu, logvar, self.prior, weight, mask, self.beta, scale, reduce
@@ -118,7 +121,7 @@ class ELBOLoss(nn.Module):
     def _parameters_of(self, recon: Reconstruction) -> tuple[Tensor | float, ...]:
         names = self.entry.parameters
         if isinstance(recon, Tensor):
-            return (recon, *[0.0] * (len(names) - 1))
+            return (recon, *self.entry.defaults)
         if not isinstance(recon, tuple | list) or len(recon) != len(names):
             expected = "a tensor" if len(names) == 1 else f"a tensor or a tuple ({', '.join(names)})"
             got = f"{len(recon)} values" if isinstance(recon, tuple | list) else type(recon).__name__
@@ -131,12 +134,16 @@ class ELBOLoss(nn.Module):
         kl = functional.monte_carlo_kl(z, mu, logvar, self.prior)
         return kl if weight is None else torch.where(weight == 0, 0, weight * kl)
 
-    def _scale(self, x: Tensor) -> float:
-        if self.reduction == "mean":
-            return 1 / max(1, x.shape[0])
-        if self.reduction == "mean_all":
-            return 1 / max(1, x.numel())
-        return 1.0
+    def _scale(self, recon: Tensor | float) -> float:
+        if not isinstance(recon, Tensor) or recon.dim() == 0 or self.reduction in ("sum", "none"):
+            return 1.0
+        return 1 / max(1, recon.shape[0] if self.reduction == "mean" else recon.numel())
+
+    def _validate(self, x: Tensor, weight: Tensor | None) -> None:
+        checks.target("ELBOLoss", x)
+        checks.support("ELBOLoss", x, *self.entry.support)
+        if weight is not None and bool((weight < 0).any()):
+            raise ValueError(f"ELBOLoss: weight must not be negative, got {weight.min().item():g}")
 
     def extra_repr(self) -> str:
         return f"{self.likelihood!r}, beta={self.beta}, reduction={self.reduction!r}, kl={self.kl!r}"

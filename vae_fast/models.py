@@ -61,7 +61,13 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mu, logvar) of q(z|x), [B, Z] each."""
         output = self.encoder(self._as_input(x))
-        mu, logvar = output.chunk(2, dim=1) if isinstance(output, Tensor) else output
+        if isinstance(output, Tensor):
+            if output.dim() < 2 or output.shape[1] % 2:
+                raise ValueError(
+                    f"VAE: the encoder must return (mu, logvar) or one tensor [B, 2 Z], got shape {list(output.shape)}"
+                )
+            output = output.chunk(2, dim=1)
+        mu, logvar = output
         self.latent_dim = mu.shape[1]
         return mu, logvar
 

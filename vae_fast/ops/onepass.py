@@ -7,14 +7,13 @@ backward runs the operator again with the incoming gradient in its weights.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Arguments = tuple[Any, ...]
 _ONCE = "vae_fast's operators differentiate once; for second derivatives use vae_fast.backend('reference')"
 
 
@@ -26,10 +25,10 @@ def differentiates_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
 
     @functools.wraps(backward)
     def wrapped(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *incoming)
         with torch.no_grad():
             result = backward(ctx, *incoming)
-        if not torch.is_grad_enabled():
-            return result
         bar = torch._C._functions.DelayedError(_ONCE, 1)
         return tuple(None if g is None else bar(g.detach().requires_grad_()) for g in result)
 
@@ -49,23 +48,27 @@ class OnePassOperator:
     weight: int
     reduce: int | None = None
 
-    def wants_gradient(self, arguments: Arguments) -> bool:
-        return torch.is_grad_enabled() and any(
-            arguments[i] is not None and arguments[i].requires_grad for i in self.differentiable
-        )
+    def wants_gradient(self, arguments: Sequence[Any]) -> bool:
+        if torch.is_grad_enabled():
+            for i in self.differentiable:
+                if arguments[i] is not None and arguments[i].requires_grad:
+                    return True
+        return False
 
-    def call(self, arguments: Arguments, asked: int) -> Any:
+    def call(self, arguments: Sequence[Any], asked: int) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*arguments, asked)
 
-    def recomputes(self, arguments: Arguments, asked: int) -> bool:
+    def recomputes(self, arguments: Sequence[Any], asked: int) -> bool:
         """Whether backward must run the operator again."""
-        wanted = [arguments[i] for k, i in enumerate(self.differentiable) if asked >> k & 1]
-        if any(t.dtype == torch.float16 for t in wanted):
-            return True
         rows = arguments[self.rows].size(0)
         of_rows = self.reduce is None or not arguments[self.reduce]
-        return of_rows and any(t.size(0) != rows for t in wanted)
+        for k, i in enumerate(self.differentiable):
+            if asked >> k & 1:
+                t = arguments[i]
+                if t.dtype is torch.float16 or (of_rows and t.size(0) != rows):
+                    return True
+        return False
 
 
 class OnePass(torch.autograd.Function):
@@ -73,24 +76,30 @@ class OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, operator: OnePassOperator, *arguments: Any) -> Any:
-        needs = ctx.needs_input_grad
-        asked = sum(1 << k for k, i in enumerate(operator.differentiable) if needs[i + 1])
-        again = operator.recomputes(arguments, asked)
-        outputs = operator.call(arguments, 0 if again else asked)
-        values = outputs[: operator.values]
-        ctx.operator, ctx.asked = operator, asked
-        ctx.gradients = None if again else outputs[operator.values :]
-        ctx.numbers = [None if isinstance(a, Tensor) else a for a in arguments]
-        ctx.save_for_backward(*(a if again and isinstance(a, Tensor) else None for a in arguments))
-        ctx.mark_non_differentiable(*values[1:])
+        needs, asked = ctx.needs_input_grad, 0
+        for k, i in enumerate(operator.differentiable):
+            asked |= needs[i + 1] << k
+        ctx.operator, ctx.asked, ctx.arity = operator, asked, len(arguments)
+        if operator.recomputes(arguments, asked):
+            outputs = operator.call(arguments, 0)
+            ctx.gradients = None
+            ctx.numbers = [None if isinstance(a, Tensor) else a for a in arguments]
+            ctx.save_for_backward(*(a if isinstance(a, Tensor) else None for a in arguments))
+        else:
+            outputs = operator.call(arguments, asked)
+            ctx.gradients = outputs[operator.values :]
         ctx.set_materialize_grads(False)
-        return values[0] if operator.values == 1 else tuple(values)
+        if operator.values == 1:
+            return outputs[0]
+        values = outputs[: operator.values]
+        ctx.mark_non_differentiable(*values[1:])
+        return values
 
     @staticmethod
     @differentiates_once
-    def backward(ctx: Any, dvalue: Tensor | None, *_: None) -> Any:
+    def backward(ctx: Any, dvalue: Tensor | None, *_: None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors  # raises where the graph was freed
-        result: list[Tensor | None] = [None] * (1 + len(saved))
+        result: list[Tensor | None] = [None] * (1 + ctx.arity)
         if dvalue is None:
             return tuple(result)
         if ctx.gradients is None:
@@ -108,21 +117,23 @@ def _again(operator: OnePassOperator, arguments: list[Any], asked: int, dvalue: 
     weight = arguments[operator.weight]
     rows = arguments[operator.rows].size(0)
     arguments[operator.weight] = dvalue.expand(rows) if weight is None else dvalue * weight
-    return operator.call(tuple(arguments), asked)[operator.values :]
+    return operator.call(arguments, asked)[operator.values :]
 
 
-def _scaled(ctx: Any, dvalue: Tensor) -> list[Tensor]:
+def _scaled(ctx: Any, dvalue: Tensor) -> Sequence[Tensor]:
     """The kept gradients times dvalue, [] or [B]: in place where nobody else can hold or ask for them."""
-    gradients, keep = ctx.gradients, _must_keep(dvalue)
-    if keep:
-        factor = dvalue if dvalue.dim() == 0 else dvalue.unsqueeze(1)
+    gradients = ctx.gradients
+    scalar = dvalue.dim() == 0
+    if _must_keep(dvalue):
+        factor = dvalue if scalar else dvalue.unsqueeze(1)
         return [(g * factor).to(g.dtype) if g.numel() else g for g in gradients]
     ctx.gradients = ()
-    if dvalue.is_cpu and dvalue.dim() == 0 and dvalue.item() == 1:
+    if scalar and dvalue.is_cpu and dvalue.item() == 1:
         return gradients
-    for g in gradients:
-        if g.numel():
-            torch.ops.vae_fast.scale_rows_(g, dvalue)
+    with torch._C._AutoDispatchBelowAutograd():
+        for g in gradients:
+            if g.numel():
+                torch.ops.vae_fast.scale_rows_.default(g, dvalue)
     return gradients
 
 
@@ -137,9 +148,9 @@ def autograd_kernel(operator: OnePassOperator) -> Any:
     """The operator's kernel for the dispatcher's Autograd key: gradients go through backward, not through `asked`."""
 
     def kernel(*arguments_and_asked: Any) -> Any:
-        *arguments, _ = arguments_and_asked
-        if not operator.wants_gradient(tuple(arguments)):
-            return operator.call(tuple(arguments), arguments_and_asked[-1])
+        *arguments, asked = arguments_and_asked
+        if not operator.wants_gradient(arguments):
+            return operator.call(arguments, asked)
         values = OnePass.apply(operator, *arguments)
         empty = [arguments[0].new_empty(0) for _ in operator.differentiable]
         return (*(values if operator.values > 1 else (values,)), *empty)

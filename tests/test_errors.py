@@ -1,0 +1,250 @@
+"""Bad input: each error names the function, the argument, what came and what was expected."""
+
+import pytest
+import torch
+
+import vae_fast
+from vae_fast import VAE, ELBOLoss
+
+B, D, Z = 4, 6, 2
+L, X, M = torch.zeros(B, D), torch.full((B, D), 0.5), torch.zeros(B, Z)
+
+
+def elbo(recon=L, x=X, mu=M, logvar=M, likelihood="bernoulli", **options):
+    keywords = {k: options.pop(k) for k in ("weight", "mask", "z") if k in options}
+    return ELBOLoss(likelihood, **options)(recon, x, mu, logvar, **keywords)
+
+
+CASES = {
+    "shapes of mu and logvar": (
+        lambda: elbo(mu=torch.zeros(64, 32), logvar=torch.zeros(64, 16)),
+        ValueError,
+        "ELBOLoss: mu and logvar differ in shape: [64, 32] and [64, 16]",
+    ),
+    "shape of x": (
+        lambda: elbo(x=torch.zeros(B, 3, 2)),
+        ValueError,
+        "ELBOLoss: recon and x differ in shape: [4, 6] and [4, 3, 2]",
+    ),
+    "batch of mu": (
+        lambda: elbo(mu=torch.zeros(3, Z), logvar=torch.zeros(3, Z)),
+        ValueError,
+        "ELBOLoss: recon and mu differ in batch size: 4 and 3",
+    ),
+    "shape in a function": (
+        lambda: vae_fast.bernoulli_nll(L, X[:2]),
+        ValueError,
+        "bernoulli_nll: logits and x differ in shape: [4, 6] and [2, 6]",
+    ),
+    "no batch": (
+        lambda: vae_fast.bernoulli_nll(torch.zeros(()), torch.zeros(())),
+        ValueError,
+        "bernoulli_nll: logits must have a batch dimension, [B, ...], got a 0-dim tensor",
+    ),
+    "dtype of logits": (
+        lambda: vae_fast.bernoulli_nll(L.long(), X),
+        TypeError,
+        "bernoulli_nll: logits must be float32, bfloat16, float16 or float64, got int64",
+    ),
+    "dtype of x": (
+        lambda: elbo(x=torch.ones(B, D, dtype=torch.int64)),
+        TypeError,
+        "ELBOLoss: x must be floating point, bool or uint8 (an intensity, x/255), got int64",
+    ),
+    "x no tensor": (lambda: elbo(x=[1.0]), TypeError, "ELBOLoss: x must be a tensor, got list"),
+    "logits no tensor": (
+        lambda: vae_fast.gaussian_nll(1.0, X),
+        TypeError,
+        "gaussian_nll: mean must be a tensor, got float",
+    ),
+    "device": (
+        lambda: elbo(x=X.to("meta")),
+        ValueError,
+        "ELBOLoss: recon and x are on different devices: cpu and meta",
+    ),
+    "device of mu": (
+        lambda: elbo(mu=M.to("meta"), logvar=M.to("meta")),
+        ValueError,
+        "ELBOLoss: recon and mu are on different devices: cpu and meta",
+    ),
+    "target with grad": (
+        lambda: elbo(x=X.clone().requires_grad_()),
+        ValueError,
+        "ELBOLoss: x requires grad, but no gradient is defined for it; pass x.detach()",
+    ),
+    "weight with grad": (
+        lambda: elbo(weight=torch.ones(B, requires_grad=True)),
+        ValueError,
+        "ELBOLoss: weight requires grad, but no gradient is defined for it; pass weight.detach()",
+    ),
+    "shape of weight": (
+        lambda: elbo(weight=torch.ones(B, 1)),
+        ValueError,
+        "ELBOLoss: weight must be a tensor of shape [4], one number a row, got [4, 1]",
+    ),
+    "negative weight": (
+        lambda: elbo(weight=torch.tensor([1.0, -0.5, 1, 1])),
+        ValueError,
+        "ELBOLoss: weight must not be negative, got -0.5",
+    ),
+    "weight and monte carlo": (
+        lambda: elbo(kl="monte_carlo", weight=torch.ones(3)),
+        ValueError,
+        "ELBOLoss: weight must be a tensor of shape [4], one number a row, got [3]",
+    ),
+    "dtype of mask": (
+        lambda: elbo(mask=torch.ones(B, D)),
+        TypeError,
+        "ELBOLoss: mask must be a bool tensor, True where x counts, got float32",
+    ),
+    "shape of mask": (
+        lambda: elbo(mask=torch.ones(B, 5, dtype=torch.bool)),
+        ValueError,
+        "ELBOLoss: mask must broadcast to the shape of x, [4, 6], got [4, 5]",
+    ),
+    "reduction": (
+        lambda: ELBOLoss(reduction="avg"),
+        ValueError,
+        "ELBOLoss: reduction must be one of mean, sum, none, mean_all, got 'avg'",
+    ),
+    "likelihood": (
+        lambda: ELBOLoss("normal"),
+        ValueError,
+        "ELBOLoss: likelihood must be one of bernoulli, gaussian, got 'normal'",
+    ),
+    "kl": (lambda: ELBOLoss(kl="mc"), ValueError, "ELBOLoss: kl must be analytic or monte_carlo, got 'mc'"),
+    "beta": (
+        lambda: ELBOLoss(beta=torch.ones(3)),
+        ValueError,
+        "ELBOLoss: beta must be a number or a 0-dim tensor without grad, got shape [3]",
+    ),
+    "negative beta": (lambda: ELBOLoss(beta=-1.0), ValueError, "ELBOLoss: beta must not be negative, got -1"),
+    "from_logits of a gaussian": (
+        lambda: ELBOLoss("gaussian", from_logits=False),
+        ValueError,
+        "ELBOLoss: from_logits=False is for likelihood 'bernoulli', got 'gaussian'",
+    ),
+    "recon of bernoulli": (
+        lambda: elbo(recon=(L, L)),
+        TypeError,
+        "ELBOLoss: recon must be a tensor for likelihood 'bernoulli', got 2 values",
+    ),
+    "recon of gaussian": (
+        lambda: elbo(recon=(L, L, L), likelihood="gaussian"),
+        TypeError,
+        "ELBOLoss: recon must be a tensor or a tuple (mean, logvar) for likelihood 'gaussian', got 3 values",
+    ),
+    "shape of logvar": (
+        lambda: vae_fast.gaussian_nll(L, X, logvar=torch.zeros(5)),
+        ValueError,
+        "gaussian_nll: logvar must broadcast to the shape of x, [4, 6], got [5]",
+    ),
+    "prior": (
+        lambda: vae_fast.gaussian_kl(M, M, prior=torch.zeros(2)),
+        TypeError,
+        "gaussian_kl: prior must be None or a pair of tensors (mu, logvar), got Tensor",
+    ),
+    "shape of the prior": (
+        lambda: vae_fast.sample_kl(M, M, prior=(torch.zeros(3), torch.zeros(2))),
+        ValueError,
+        "sample_kl: prior mu must broadcast to the shape of mu, [4, 2], got [3]",
+    ),
+    "seed": (
+        lambda: vae_fast.reparameterize(M, M, seed=0.5),
+        TypeError,
+        "reparameterize: seed must be an int or a 0-dim int64 tensor on cpu, got float",
+    ),
+    "seed tensor": (
+        lambda: vae_fast.reparameterize(M, M, seed=torch.zeros(2)),
+        TypeError,
+        "reparameterize: seed must be an int or a 0-dim int64 tensor on cpu, got torch.float32 [2] on cpu",
+    ),
+    "seed and generator": (
+        lambda: vae_fast.sample_kl(M, M, seed=1, generator=torch.Generator()),
+        ValueError,
+        "sample_kl: pass seed or generator, not both",
+    ),
+    "z": (
+        lambda: vae_fast.monte_carlo_kl(torch.zeros(B, 3), M, M),
+        ValueError,
+        "monte_carlo_kl: z and mu differ in shape: [4, 3] and [4, 2]",
+    ),
+    "log_evidence": (
+        lambda: vae_fast.log_evidence(torch.zeros(B), torch.zeros(B), torch.zeros(B)),
+        ValueError,
+        "log_evidence: the log-densities must have shape [K, B] with K > 0, got [4]",
+    ),
+    "support": (
+        lambda: elbo(x=X * 3, validate_args=True),
+        ValueError,
+        "ELBOLoss: x must lie in [0, 1], got values from 1.5 to 1.5",
+    ),
+    "nan in the support": (
+        lambda: elbo(x=X * torch.nan, validate_args=True),
+        ValueError,
+        "ELBOLoss: x must lie in [0, 1], got values from nan to nan",
+    ),
+    "backend": (
+        lambda: vae_fast.backend("gpu").__enter__(),
+        ValueError,
+        "backend: unknown backend 'gpu', expected one of reference, cpp, triton, cuda",
+    ),
+    "backend that can't run": (
+        lambda: vae_fast.backend("cuda").__enter__(),
+        RuntimeError,
+        "backend: the backend 'cuda' can't run: this version of vae_fast has no cuda kernels",
+    ),
+    "latent dimension": (
+        lambda: VAE(torch.nn.Linear(D, 4), torch.nn.Linear(2, D)).sample(3),
+        ValueError,
+        "VAE.sample: the latent dimension is unknown; pass VAE(..., latent_dim=) or encode a batch first",
+    ),
+    "number of samples": (
+        lambda: VAE(torch.nn.Linear(D, 4), torch.nn.Linear(2, D)).log_evidence(X, 0),
+        ValueError,
+        "VAE.log_evidence: num_samples must be positive, got 0",
+    ),
+    "encoder": (
+        lambda: VAE(torch.nn.Linear(D, 5), torch.nn.Linear(2, D)).loss(X),
+        ValueError,
+        "VAE: the encoder must return (mu, logvar) or one tensor [B, 2 Z], got shape [4, 5]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_message(case):
+    call, kind, message = CASES[case]
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+def test_validation_is_off_by_default_and_accepts_the_support():
+    elbo(x=X * 3)
+    for x in (X, (X * 255).to(torch.uint8), X > 0, torch.zeros(B, D), torch.ones(B, D)):
+        elbo(x=x, validate_args=True)
+    elbo(x=X * 1e6, likelihood="gaussian", validate_args=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (L, X[:2], None, None, 0),
+        (L[0], X, None, None, 0),
+        (L, X, torch.ones(3), None, 0),
+        (L, X, None, torch.ones(B, D), 0),
+        (L, X, None, torch.ones(B, 5, dtype=torch.bool), 0),
+        (L.long(), X, None, None, 0),
+        (L, X.long(), None, None, 0),
+    ],
+)
+def test_raw_operators_check_what_keeps_memory_safe(arguments):
+    with pytest.raises(RuntimeError, match="must"):
+        torch.ops.vae_fast.bernoulli_nll(*arguments)
+
+
+def test_a_backend_for_another_device(monkeypatch):
+    monkeypatch.setattr("vae_fast.ops.backend._forced", "triton")
+    with pytest.raises(RuntimeError, match="'triton' serves cuda tensors, got tensors on cpu"):
+        elbo()
