@@ -41,8 +41,8 @@ struct GaussianKl {
   VAE_FAST_FN T finish(int lane) const { return total[lane]; }
 };
 
-// log q(z) - log p(z) = 1/2 [v' - v + h'^2 - h^2], h = (z - m) e^(-v/2), h' = (z - m') e^(-v'/2): the Monte-Carlo form of
-// the KL for one sample z ~ q. Parameters z, m, v, m', v'.
+// log q(z) - log p(z) = 1/2 [v' - v + h'^2 - h^2], h = (z - m) e^(-v/2), h' = (z - m') e^(-v'/2): the Monte-Carlo form
+// of the KL, for one sample z ~ q. Parameters z, m, v, m', v'.
 template <class T, int LANES>
 struct LogRatio {
   static constexpr int kParameters = 5;

@@ -1,4 +1,4 @@
-// Element functions for host and device: exponentials, logarithms and a sine from arithmetic that a compiler vectorises.
+// Element functions for host and device: exponentials, logarithms and a sine, from arithmetic that compilers vectorise.
 //
 // float: minimax polynomials, 1 to 2 ulp, no branches, no library calls. double: the C library.
 // Each passes NaN through; each has the right limits at +-inf unless its comment narrows the domain.
@@ -47,7 +47,8 @@ namespace detail {
 // v = n ln 2 + f with integer n, |f| <= ln(2)/2: returns e^f and n as the bits of an exponent field
 VAE_FAST_FN float exp_reduced(float v, uint32_t& exponent) {
   constexpr float kRound = 12582912.f;  // 1.5 2^23: a sum with it holds round(v) in its low bits
-  constexpr float kCoefficients[] = {5.0000000952e-1f, 1.6666518853e-1f, 4.1666205882e-2f, 8.3688877e-3f, 1.3950486702e-3f};
+  constexpr float kCoefficients[] = {5.0000000952e-1f, 1.6666518853e-1f, 4.1666205882e-2f, 8.3688877e-3f,
+                                     1.3950486702e-3f};
   const float shifted = v * 1.44269504f + kRound;
   const float n = shifted - kRound;
   const float f = (v - n * 0.693145752f) - n * 1.42860677e-6f;
@@ -75,9 +76,7 @@ VAE_FAST_FN float exp_finite(float v) {
 VAE_FAST_FN double exp_finite(double v) { return std::exp(v < 709. ? v : 709.); }
 
 // e^v; below -86 the result stays at e^-86
-VAE_FAST_FN float exp(float v) {
-  return v > kLargestExponent ? std::numeric_limits<float>::infinity() : exp_finite(v);
-}
+VAE_FAST_FN float exp(float v) { return v > kLargestExponent ? std::numeric_limits<float>::infinity() : exp_finite(v); }
 VAE_FAST_FN double exp(double v) { return std::exp(v); }
 
 // ln v for normal v > 0; at v = 0 about -88 instead of -inf
@@ -104,15 +103,16 @@ VAE_FAST_FN double log1p(double v) { return std::log1p(v); }
 
 // e^v - 1 - v for finite v, given e^v: the series where |v| < 1 would cancel, v^2/2 to full relative accuracy as v -> 0
 VAE_FAST_FN float expm1_minus(float v, float exp_v) {
-  constexpr float kCoefficients[] = {5.0000000001e-1f, 1.6666666577e-1f,  4.1666666327e-2f, 8.333345249e-3f, 1.388891207e-3f,
-                                     1.9836986974e-4f, 2.4795901258e-5f, 2.8126530954e-6f, 2.8137184684e-7f};
+  constexpr float kCoefficients[] = {5.0000000001e-1f, 1.6666666577e-1f, 4.1666666327e-2f,
+                                     8.333345249e-3f,  1.388891207e-3f,  1.9836986974e-4f,
+                                     2.4795901258e-5f, 2.8126530954e-6f, 2.8137184684e-7f};
   const float near = polynomial(v, kCoefficients) * (v * v);
   return magnitude(v) < 1.f ? near : (exp_v - 1.f) - v;
 }
 VAE_FAST_FN double expm1_minus(double v, double) {
-  constexpr double kCoefficients[] = {1. / 2,          1. / 6,           1. / 24,           1. / 120,           1. / 720,           1. / 5040,
-                                      1. / 40320,      1. / 362880,      1. / 3628800,      1. / 39916800,      1. / 479001600,     1. / 6227020800,
-                                      1. / 87178291200, 1. / 1307674368000};
+  constexpr double kCoefficients[] = {
+      1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,        1. / 5040,        1. / 40320,
+      1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800, 1. / 87178291200, 1. / 1307674368000};
   const double near = polynomial(v, kCoefficients) * (v * v);
   return magnitude(v) < 0.5 ? near : std::expm1(v) - v;
 }

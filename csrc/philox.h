@@ -29,8 +29,8 @@ VAE_FAST_FN void philox(uint32_t (&c)[4], uint64_t seed) {
   }
 }
 
-// Two independent N(0, 1) from two words: radius sqrt(-2 ln u) with u = (word0 | 1) / 2^32 rounded to float (32 bits reach
-// 6.66 sigma), angle pi s with s in [-1, 1) from the upper 23 bits of word1, exact in float.
+// Two independent N(0, 1) from two words: radius sqrt(-2 ln u) with u = (word0 | 1) / 2^32 rounded to float (32 bits
+// reach 6.66 sigma), angle pi s with s in [-1, 1) from the upper 23 bits of word1, exact in float.
 template <class T>
 VAE_FAST_FN void box_muller(uint32_t word0, uint32_t word1, T& normal0, T& normal1) {
   const float u = static_cast<float>(word0 | 1u) * 0x1p-32f;

@@ -58,7 +58,7 @@ def wide(t: Tensor) -> Tensor:
 
 
 def assert_values(got: Tensor, expected: Tensor, magnitude: Tensor | None = None, relative: float = 1e-6) -> None:
-    """|got - expected| <= relative * magnitude, elementwise; magnitude: of what was summed (default: the sum itself)."""
+    """|got - expected| <= relative * magnitude, elementwise; magnitude: of what was summed (default: the sum)."""
     assert got.dtype == (torch.float64 if got.dtype == torch.float64 else torch.float32)
     assert got.shape == expected.shape
     bound = relative * (expected if magnitude is None else magnitude).abs()

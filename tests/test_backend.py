@@ -36,7 +36,16 @@ def losses():
     z, kl = vae_fast.sample_kl(mu, logvar, (mu[0], logvar[0]), seed=7)
     ratio = vae_fast.monte_carlo_kl(z, mu, logvar)
     nll = vae_fast.gaussian_nll(mu, x, logvar=logvar[0])
-    return loss, logits.grad, z, kl, ratio, nll, vae_fast.gaussian_kl(mu, logvar), vae_fast.reparameterize(mu, mu, seed=2)
+    return (
+        loss,
+        logits.grad,
+        z,
+        kl,
+        ratio,
+        nll,
+        vae_fast.gaussian_kl(mu, logvar),
+        vae_fast.reparameterize(mu, mu, seed=2),
+    )
 
 
 def test_reference_agrees_with_the_kernels():

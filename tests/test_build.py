@@ -33,9 +33,7 @@ def copy_tree(target: Path) -> Path:
     return target
 
 
-def build(
-    tree: Path, hook: str = "build_wheel('dist')", **environment: str
-) -> subprocess.CompletedProcess[str]:
+def build(tree: Path, hook: str = "build_wheel('dist')", **environment: str) -> subprocess.CompletedProcess[str]:
     """Calls a hook of the build backend in `tree`, as pip would; its value is the last line of stdout."""
     kept = {name: value for name, value in os.environ.items() if name not in STEERED_BY}
     program = f"from setuptools import build_meta; print(repr(build_meta.{hook}))"

@@ -209,7 +209,7 @@ def test_empty_batch(reduction):
 
 
 def test_long_rows_and_many_rows_are_deterministic(threads):
-    """Few long rows are cut among threads, a shared log-variance is summed over groups of rows: the same bits every time."""
+    """Long rows are cut among threads, a shared log-variance is summed over groups of rows: always the same bits."""
     results = []
     for count in (1, 2, 7):
         torch.set_num_threads(count)

@@ -51,7 +51,7 @@ def test_what_a_user_does_to_a_gradient_stays_with_the_user(problem):
 
 
 def test_a_second_pass_through_a_freed_graph_raises(problem):
-    loss, leaves, _ = problem
+    loss, *_ = problem
     value = loss()
     value.sum().backward()
     with pytest.raises(RuntimeError, match="second time"):
@@ -67,7 +67,7 @@ def test_gradients_accumulate(problem):
 
 
 def test_adaptive_weight_from_the_last_layer(problem):
-    """What latent diffusion's loss does: grad with retain_graph with respect to one leaf, then backward of a multiple."""
+    """What latent diffusion's loss does: grad of one leaf with retain_graph, then backward of a multiple."""
     loss, leaves, gradients = problem
     value = loss().sum()
     (alone,) = torch.autograd.grad(value, leaves[0], retain_graph=True)

@@ -104,7 +104,13 @@ def test_compiled_equals_eager(name, dynamic):
     run = workload(name)
     compiled = torch.compile(run, fullgraph=True, dynamic=dynamic)
     for rows in (4, 7) if dynamic else (4,):
-        tensors = [torch.randn(rows, D), torch.randn(rows, D), torch.rand(rows, D), torch.randn(rows, Z), torch.randn(rows, Z)]
+        tensors = [
+            torch.randn(rows, D),
+            torch.randn(rows, D),
+            torch.rand(rows, D),
+            torch.randn(rows, Z),
+            torch.randn(rows, Z),
+        ]
         results = []
         for function in (run, compiled):
             a, b, x, mu, logvar = (t.clone() for t in tensors)

@@ -22,7 +22,14 @@ KNOWN_ANSWERS = [  # Random123 1.14, kat_vectors: philox4x32 10, counter, key, r
         [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
     ),
 ]
-FROZEN = [0.9701897319046768, -0.19401940943794055, 1.2356194264025588, -1.9239276178366784, 0.07318148441718061, -0.13913757586211492]
+FROZEN = [
+    0.9701897319046768,
+    -0.19401940943794055,
+    1.2356194264025588,
+    -1.9239276178366784,
+    0.07318148441718061,
+    -0.13913757586211492,
+]
 PROGRAM = """
 #include "philox.h"
 extern "C" {
@@ -32,7 +39,9 @@ void philox_words(uint32_t* c, uint64_t seed) {
   for (int i = 0; i < 4; ++i) c[i] = words[i];
 }
 #define EACH(name, expression) \\
-  void name(const float* in, float* out, long n) { for (long i = 0; i < n; ++i) { const float v = in[i]; out[i] = expression; } }
+  void name(const float* in, float* out, long n) { \\
+    for (long i = 0; i < n; ++i) { const float v = in[i]; out[i] = expression; } \\
+  }
 EACH(exp_, vae_fast::exp(v))
 EACH(exp_nonpositive_, vae_fast::exp_nonpositive(v))
 EACH(exp_finite_, vae_fast::exp_finite(v))

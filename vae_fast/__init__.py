@@ -1,6 +1,6 @@
 """vae_fast: the ELBO and its gradients at the speed of memory.
 
-    log p(x) - KL(q(z|x) || p(z|x))  =  E_q[log p(x|z)] - KL(q(z|x) || p(z))
+log p(x) - KL(q(z|x) || p(z|x))  =  E_q[log p(x|z)] - KL(q(z|x) || p(z))
 """
 
 from vae_fast import functional, reference

@@ -30,7 +30,9 @@ def target(owner: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner}: x must be a tensor, got {type(x).__name__}")
     if x.dtype not in (*_FLOATING, torch.uint8, torch.bool):
-        raise TypeError(f"{owner}: x must be floating point, bool or uint8 (an intensity, x/255), got {str(x.dtype)[6:]}")
+        raise TypeError(
+            f"{owner}: x must be floating point, bool or uint8 (an intensity, x/255), got {str(x.dtype)[6:]}"
+        )
     constant(owner, "x", x)
 
 

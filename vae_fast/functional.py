@@ -120,8 +120,8 @@ def bernoulli_nll(
     0 and 1 (grey values) this is the cross-entropy that VAEs on images are trained with.
 
     Arguments:
-        logits: [B, ...] logits, or probabilities with from_logits=False. Probabilities lose what float32 can't hold: they
-            are clamped to [2^-126, 1 - 2^-24], so that 0 and 1 have finite values and gradients. Prefer logits.
+        logits: [B, ...] logits, or probabilities with from_logits=False. Probabilities lose what float32 can't hold:
+            they are clamped to [2^-126, 1 - 2^-24], so that 0 and 1 have finite values and gradients. Prefer logits.
         x: [B, ...] of the same shape: in [0, 1], bool, or uint8 (an intensity, read as x/255).
         weight: [B] not negative, multiplies each row; rows of weight 0 are not read.
         mask: bool, broadcasts to x; True where an observation counts. Nothing is read where it is False.
@@ -141,7 +141,9 @@ def gaussian_nll(
     weight: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """-log p(x|z) of independent Gaussian variables, summed over features: 1/2 [log 2 pi + logvar + (x - mean)^2 e^-logvar].
+    """-log p(x|z) of independent Gaussian variables, summed over features.
+
+    1/2 [log 2 pi + logvar + (x - mean)^2 e^-logvar] for each.
 
     Arguments:
         mean: [B, ...].
@@ -166,7 +168,9 @@ def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
     """
     log_px_z, log_pz, log_qz_x = torch.broadcast_tensors(log_px_z, log_pz, log_qz_x)
     if log_px_z.dim() != 2 or log_px_z.shape[0] == 0:
-        raise ValueError(f"log_evidence: the log-densities must have shape [K, B] with K > 0, got {list(log_px_z.shape)}")
+        raise ValueError(
+            f"log_evidence: the log-densities must have shape [K, B] with K > 0, got {list(log_px_z.shape)}"
+        )
     return reference.log_evidence(log_px_z, log_pz, log_qz_x)
 
 
@@ -210,7 +214,16 @@ def elbo(
     rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, prior, mu)
     if use_reference(target.device):
         return reference.elbo(
-            entry.elementwise, tensors, target, *rows, prior, weight=weight, mask=mask, beta=beta, scale=scale, reduce=reduce
+            entry.elementwise,
+            tensors,
+            target,
+            *rows,
+            prior,
+            weight=weight,
+            mask=mask,
+            beta=beta,
+            scale=scale,
+            reduce=reduce,
         )
     factor = beta if isinstance(beta, Tensor) else torch.full((), beta, dtype=torch.float64, device=mu.device)
     return _onepass.apply(

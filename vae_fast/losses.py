@@ -110,7 +110,19 @@ class ELBOLoss(nn.Module):
         scale, reduce = self._scale(parameters[0]), self.reduction != "none"
         if self.kl == "analytic":
             loss, nll, kl = functional.elbo(
-                self.entry, "ELBOLoss", "recon", parameters, x, mu, logvar, self.prior, weight, mask, self.beta, scale, reduce
+                self.entry,
+                "ELBOLoss",
+                "recon",
+                parameters,
+                x,
+                mu,
+                logvar,
+                self.prior,
+                weight,
+                mask,
+                self.beta,
+                scale,
+                reduce,
             )
             return ELBOTerms(loss, nll.detach(), kl.detach())
         nll = functional.nll(self.entry, "ELBOLoss", "recon", parameters, x, weight, mask)

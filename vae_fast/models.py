@@ -10,7 +10,7 @@ from vae_fast.losses import ELBOLoss, ELBOTerms, Reconstruction
 
 
 class VAEOutput(NamedTuple):
-    """loss: 0-dim, differentiable; nll, kl: [B], detached, in nats; recon: the decoder's output; z, mu, logvar: [B, Z]."""
+    """loss: 0-dim, differentiable; nll, kl: [B], detached, nats; recon: the decoder's output; z, mu, logvar: [B, Z]."""
 
     loss: Tensor
     nll: Tensor
@@ -84,14 +84,19 @@ class VAE(nn.Module):
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """The means of p(x|z) for n draws of z ~ N(0, I)."""
         if self.latent_dim is None:
-            raise ValueError("VAE.sample: the latent dimension is unknown; pass VAE(..., latent_dim=) or encode a batch first")
+            raise ValueError(
+                "VAE.sample: the latent dimension is unknown; pass VAE(..., latent_dim=) or encode a batch first"
+            )
         parameter = next(self.decoder.parameters(), torch.empty(0))
         z = torch.randn(n, self.latent_dim, generator=generator, device=parameter.device, dtype=parameter.dtype)
         return self.decode(z)
 
     @torch.no_grad()
     def log_evidence(self, x: Tensor, num_samples: int = 100, *, chunk: int = 10) -> Tensor:
-        """The importance-weighted bound of log p(x) from num_samples draws of q(z|x), decoded `chunk` at a time; [B], nats."""
+        """The importance-weighted bound of log p(x), [B], in nats, from num_samples draws of q(z|x).
+
+        `chunk`: how many draws are decoded at once.
+        """
         if num_samples < 1:
             raise ValueError(f"VAE.log_evidence: num_samples must be positive, got {num_samples}")
         mu, logvar = self.encode(x)

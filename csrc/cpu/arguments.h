@@ -30,14 +30,15 @@ class Arguments {
 };
 
 inline bool is_floating(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 || type == ScalarType::Half;
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+         type == ScalarType::Half;
 }
 
 // [B, D] as it lies in memory; a dimension of size 1 is repeated
 inline Matrix matrix(const Tensor& t, const char* name, int64_t rows, int64_t columns) {
   STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU");
-  STD_TORCH_CHECK(t.dim() == 2 && (t.size(0) == rows || t.size(0) == 1) && (t.size(1) == columns || t.size(1) == 1), name,
-                  " must have shape [", rows, ", ", columns, "] or 1 in place of either");
+  STD_TORCH_CHECK(t.dim() == 2 && (t.size(0) == rows || t.size(0) == 1) && (t.size(1) == columns || t.size(1) == 1),
+                  name, " must have shape [", rows, ", ", columns, "] or 1 in place of either");
   const ScalarType type = t.scalar_type();
   STD_TORCH_CHECK(is_floating(type) || type == ScalarType::Byte || type == ScalarType::Bool, name,
                   " must be floating point, uint8 or bool");
@@ -62,9 +63,9 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
   std::array<int64_t, 2> strides{1, 1};
   if (sizes.size() == 2) strides[0] = sizes.begin()[1] > 0 ? sizes.begin()[1] : 1;
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
+                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 

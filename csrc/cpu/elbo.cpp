@@ -41,7 +41,8 @@ void nll(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 double scalar(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1 && is_floating(t.scalar_type()), name, " must be one floating point number on the CPU");
+  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1 && is_floating(t.scalar_type()), name,
+                  " must be one floating point number on the CPU");
   double value;
   return *load(Matrix{static_cast<char*>(t.data_ptr()), t.scalar_type(), 0, 1}, 0, 0, 1, &value);
 }
@@ -129,8 +130,8 @@ void elbo(StableIValue* stack, uint64_t, uint64_t) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {
-#define VAE_FAST_REGISTER(name, accumulator, shared)   \
-  m.impl(#name "_nll", &nll<accumulator, shared>);     \
+#define VAE_FAST_REGISTER(name, accumulator, shared) \
+  m.impl(#name "_nll", &nll<accumulator, shared>);   \
   m.impl("elbo_" #name, &elbo<accumulator, shared>);
   VAE_FAST_LIKELIHOODS(VAE_FAST_REGISTER)
 #undef VAE_FAST_REGISTER

@@ -6,8 +6,8 @@
 namespace vae_fast {
 namespace {
 
-// z = mu + e^(logvar/2) eps over [B, Z]. Work is cut into units of whole rows, at most kBlock elements, or pieces of one
-// long row; a unit's operands lie flat, so that short rows fill the vector lanes too.
+// z = mu + e^(logvar/2) eps over [B, Z]. Work is cut into units of whole rows, at most kBlock elements, or pieces of
+// one long row; a unit's operands lie flat, so that short rows fill the vector lanes too.
 template <int K>
 struct Latent {
   int64_t rows = 0, columns = 0;
@@ -92,7 +92,8 @@ VAE_FAST_CLONES void row_sums(const T* terms, const Unit& u, double* sums, int64
 
 // dmu = dz + dkl dKL/dmu, dlogvar = dz e^(logvar/2) eps / 2 + dkl dKL/dlogvar
 template <class Kl, bool DIVERGENCE, class T, int K>
-VAE_FAST_CLONES void sample_gradients(const T* const (&in)[K], const T* noise, const T* dz, const T* dkl, int64_t n, T* dmu, T* dlogvar) {
+VAE_FAST_CLONES void sample_gradients(const T* const (&in)[K], const T* noise, const T* dz, const T* dkl, int64_t n,
+                                      T* dmu, T* dlogvar) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     T parameters[K], gradients[K] = {};
@@ -147,7 +148,8 @@ void for_each_unit(const Latent<K>& p, const F& run) {
   torch::stable::parallel_for(0, units, kGrain / 2 / kBlock, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / pieces * per_unit, column = i % pieces * kBlock;
-      const Unit u{row, std::min(per_unit, p.rows - row), column, pieces > 1 ? std::min<int64_t>(kBlock, p.columns - column) : p.columns};
+      const Unit u{row, std::min(per_unit, p.rows - row), column,
+                   pieces > 1 ? std::min<int64_t>(kBlock, p.columns - column) : p.columns};
       if (u.size() > 0) run(u);
     }
   });
@@ -158,14 +160,16 @@ struct Posterior {
   Tensor mu, logvar;
   std::optional<Tensor> prior_mu, prior_logvar;
 
-  explicit Posterior(Arguments& in) : mu(in.tensor()), logvar(in.tensor()), prior_mu(in.optional_tensor()), prior_logvar(in.optional_tensor()) {
+  explicit Posterior(Arguments& in)
+      : mu(in.tensor()), logvar(in.tensor()), prior_mu(in.optional_tensor()), prior_logvar(in.optional_tensor()) {
     STD_TORCH_CHECK(mu.dim() == 2, "mu must have shape [B, Z]");
     STD_TORCH_CHECK(prior_mu.has_value() == prior_logvar.has_value(), "prior_mu and prior_logvar go together");
   }
 };
 
 uint64_t read_seed(const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1 && t.scalar_type() == ScalarType::Long, "seed must be one int64 number on the CPU");
+  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1 && t.scalar_type() == ScalarType::Long,
+                  "seed must be one int64 number on the CPU");
   return static_cast<uint64_t>(*static_cast<const int64_t*>(t.data_ptr()));
 }
 
@@ -179,7 +183,8 @@ Latent<K> latent(const Tensor (&parameters)[K]) {
 
 template <template <class, int> class Kl, int K>
 void forward(Latent<K>& p) {
-  if (accumulate_type(p.parameters) == ScalarType::Double) for_each_unit(p, [&](const Unit& u) { forward_unit<Kl<double, 1>, double>(p, u); });
+  if (accumulate_type(p.parameters) == ScalarType::Double)
+    for_each_unit(p, [&](const Unit& u) { forward_unit<Kl<double, 1>, double>(p, u); });
   else for_each_unit(p, [&](const Unit& u) { forward_unit<Kl<float, 1>, float>(p, u); });
 }
 
@@ -225,12 +230,14 @@ void sample_kl(StableIValue* stack, uint64_t, uint64_t) {
 
 template <template <class, int> class Kl, int K>
 void backward(Latent<K>& p) {
-  if (accumulate_type(p.parameters) == ScalarType::Double) for_each_unit(p, [&](const Unit& u) { backward_unit<Kl<double, 1>, double>(p, u); });
+  if (accumulate_type(p.parameters) == ScalarType::Double)
+    for_each_unit(p, [&](const Unit& u) { backward_unit<Kl<double, 1>, double>(p, u); });
   else for_each_unit(p, [&](const Unit& u) { backward_unit<Kl<float, 1>, float>(p, u); });
 }
 
 template <template <class, int> class Kl, int K>
-void sample_backward(const Tensor (&parameters)[K], const std::optional<Tensor>& dz, const std::optional<Tensor>& dkl, uint64_t seed, Tensor (&gradients)[4]) {
+void sample_backward(const Tensor (&parameters)[K], const std::optional<Tensor>& dz, const std::optional<Tensor>& dkl,
+                     uint64_t seed, Tensor (&gradients)[4]) {
   Latent<K> p = latent(parameters);
   p.seed = seed;
   if (dz) p.dz = parameter(*dz, "dz", p.rows, p.columns);
@@ -262,7 +269,8 @@ void sample_kl_backward(StableIValue* stack, uint64_t, uint64_t) {
   const int64_t asked = in.integer();
   Tensor gradients[4];
   for (int k = 2; k < 4; ++k) gradients[k] = empty({0}, q.mu.scalar_type());
-  if (q.prior_mu) sample_backward<GaussianKl, 4>({q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, dz, dkl, seed, gradients);
+  if (q.prior_mu)
+    sample_backward<GaussianKl, 4>({q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, dz, dkl, seed, gradients);
   else sample_backward<StandardKl, 2>({q.mu, q.logvar}, dz, dkl, seed, gradients);
   if (q.prior_mu && dkl && asked & 0b1100) prior_gradients(q, *dkl, asked, gradients);
   Results(stack).push(gradients);
@@ -329,16 +337,18 @@ void scale_rows_(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor gradient = in.tensor(), factor = in.tensor();
   const int64_t rows = gradient.size(0), columns = gradient.size(1);
   const Matrix m = parameter(gradient, "gradient", rows, columns);
-  const Matrix f{static_cast<char*>(factor.data_ptr()), factor.scalar_type(), factor.dim() == 0 ? 0 : factor.stride(0), 1};
-  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      double buffer;
-      const double value = *load(f, row, 0, 1, &buffer);
-      if (value == 1) continue;
-      if (m.type == ScalarType::Double) scale_row<double>(m, row, columns, value);
-      else scale_row<float>(m, row, columns, static_cast<float>(value));
-    }
-  });
+  const Matrix f{static_cast<char*>(factor.data_ptr()), factor.scalar_type(), factor.dim() == 0 ? 0 : factor.stride(0),
+                 1};
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t row = begin; row < end; ++row) {
+                                  double buffer;
+                                  const double value = *load(f, row, 0, 1, &buffer);
+                                  if (value == 1) continue;
+                                  if (m.type == ScalarType::Double) scale_row<double>(m, row, columns, value);
+                                  else scale_row<float>(m, row, columns, static_cast<float>(value));
+                                }
+                              });
 }
 
 }  // namespace

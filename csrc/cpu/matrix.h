@@ -49,7 +49,8 @@ inline __attribute__((always_inline)) void widen_all(const S* source, int64_t st
 
 // n elements from (row, column) on, copied to `buffer` as T
 template <class T>
-VAE_FAST_CLONES __attribute__((noinline)) void stage(const Matrix& m, int64_t row, int64_t column, int64_t n, T* buffer) {
+VAE_FAST_CLONES __attribute__((noinline)) void stage(const Matrix& m, int64_t row, int64_t column, int64_t n,
+                                                     T* buffer) {
   switch (m.type) {
     case ScalarType::Float: return widen_all(m.at<float>(row, column), m.column_stride, n, buffer);
     case ScalarType::Double: return widen_all(m.at<double>(row, column), m.column_stride, n, buffer);
@@ -82,7 +83,8 @@ inline __attribute__((always_inline)) void narrow_all(const T* from, S* to, int6
 
 // n results, rounded to the operand's dtype
 template <class T>
-VAE_FAST_CLONES __attribute__((noinline)) void store(const T* from, const Matrix& m, int64_t row, int64_t column, int64_t n) {
+VAE_FAST_CLONES __attribute__((noinline)) void store(const T* from, const Matrix& m, int64_t row, int64_t column,
+                                                     int64_t n) {
   switch (m.type) {
     case ScalarType::Float: return narrow_all(from, m.at<float>(row, column), m.column_stride, n);
     case ScalarType::Double: return narrow_all(from, m.at<double>(row, column), m.column_stride, n);

@@ -63,7 +63,8 @@ inline __attribute__((always_inline)) A start(const T* const* parameters) {
 
 // kLanes consecutive observations
 template <bool GRADIENTS, class A, class T>
-inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* parameters, const T* x, T* const* gradients, T scale) {
+inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* parameters, const T* x,
+                                                      T* const* gradients, T scale) {
 #pragma GCC ivdep
   for (int lane = 0; lane < kLanes; ++lane) {
     T in[A::kParameters], out[A::kParameters];
@@ -76,7 +77,8 @@ inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* 
 
 // n <= kBlock observations: their sum, and gradients times scale. The last lanes run on a copy of the last observation.
 template <class A, bool GRADIENTS, class T>
-inline __attribute__((always_inline)) T accumulate(const T* const* parameters, const T* x, T* const* gradients, T scale, int n) {
+inline __attribute__((always_inline)) T accumulate(const T* const* parameters, const T* x, T* const* gradients, T scale,
+                                                   int n) {
   constexpr int K = A::kParameters;
   T sums[kLanes] = {};
   A state = start<A, T>(parameters);
@@ -133,7 +135,8 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, n, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
   for (int k = 0; k < K; ++k)
-    target[k] = out[k] = p.gradients[k].direct() ? destination(p.gradients[k].to, row, column, computed[k]) : computed[k];
+    target[k] = out[k] =
+        p.gradients[k].direct() ? destination(p.gradients[k].to, row, column, computed[k]) : computed[k];
 
   int kept[kBlock], count = n;
   if (weight == 0) count = 0;
@@ -205,23 +208,27 @@ void run(Rows<K>& p) {
   for (const Gradient& g : p.gradients)
     if (g.to.data && g.over_rows && !g.over_columns) groups = std::min(p.rows, kGroups);
   for (Gradient& g : p.gradients)
-    if (g.to.data && !g.direct()) g.sums.assign(std::max<int64_t>(1, g.over_columns ? p.rows * chunks : std::max<int64_t>(1, groups) * p.columns), 0.);
+    if (g.to.data && !g.direct())
+      g.sums.assign(std::max<int64_t>(1, g.over_columns ? p.rows * chunks : std::max<int64_t>(1, groups) * p.columns),
+                    0.);
   p.values.assign(p.rows * chunks, 0.);
 
   const int64_t group_rows = groups ? (p.rows + groups - 1) / groups : 0;
   const int64_t unit = group_rows * std::min(p.columns, kChunk);
-  torch::stable::parallel_for(0, groups * chunks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, unit)), [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; ++u) {
-      const int64_t group = u / chunks, chunk = u % chunks;
-      const int64_t last_row = std::min(p.rows, (group + 1) * group_rows), last = std::min(p.columns, (chunk + 1) * kChunk);
-      for (int64_t row = group * group_rows; row < last_row; ++row)
-        for (int64_t column = chunk * kChunk; column < last; column += kBlock) {
-          const int n = static_cast<int>(std::min<int64_t>(kBlock, last - column));
-          if (wants_gradients) run_block<Accumulator, T, true>(p, row, column, n, group);
-          else run_block<Accumulator, T, false>(p, row, column, n, group);
-        }
-    }
-  });
+  torch::stable::parallel_for(0, groups * chunks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, unit)),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t u = begin; u < end; ++u) {
+                                  const int64_t group = u / chunks, chunk = u % chunks;
+                                  const int64_t last_row = std::min(p.rows, (group + 1) * group_rows),
+                                                last = std::min(p.columns, (chunk + 1) * kChunk);
+                                  for (int64_t row = group * group_rows; row < last_row; ++row)
+                                    for (int64_t column = chunk * kChunk; column < last; column += kBlock) {
+                                      const int n = static_cast<int>(std::min<int64_t>(kBlock, last - column));
+                                      if (wants_gradients) run_block<Accumulator, T, true>(p, row, column, n, group);
+                                      else run_block<Accumulator, T, false>(p, row, column, n, group);
+                                    }
+                                }
+                              });
   reduce_gradients(p, groups);
 }
 

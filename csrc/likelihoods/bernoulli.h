@@ -1,4 +1,5 @@
-// Bernoulli: -log p(x | l) = -x log sigmoid(l) - (1 - x) log sigmoid(-l) = |l|/2 - l (x - 1/2) + log1p(e^-|l|), x in [0, 1].
+// Bernoulli: -log p(x | l) = -x log sigmoid(l) - (1 - x) log sigmoid(-l) = |l|/2 - l (x - 1/2) + log1p(e^-|l|),
+// x in [0, 1].
 #pragma once
 
 #include "../math.h"
@@ -6,7 +7,7 @@
 namespace vae_fast {
 
 // From logits l. One exponential e = e^-|l| serves the value and the gradient sigmoid(l) - x. The logarithm is shared:
-// with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles a step, so at most 96 steps fit a float.
+// with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles a step, so 96 steps fit a float.
 template <class T, int LANES>
 struct Bernoulli {
   static constexpr int kParameters = 1;
@@ -23,7 +24,7 @@ struct Bernoulli {
 };
 
 // From probabilities p: -x log p - (1 - x) log1p(-p), with gradient (p - x) / (p (1 - p)). p is clamped to
-// [2^-126, 1 - 2^-24] (float), so that p = 0 and p = 1 give a finite value and a gradient that still points the right way.
+// [2^-126, 1 - 2^-24] (float): p = 0 and p = 1 give a finite value and a gradient that still points the right way.
 template <class T, int LANES>
 struct BernoulliProbs {
   static constexpr int kParameters = 1;

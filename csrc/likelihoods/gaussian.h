@@ -29,7 +29,8 @@ template <class T, int LANES>
 struct GaussianShared : Gaussian<T, LANES> {
   T v, factor;
 
-  VAE_FAST_FN explicit GaussianShared(T logvar) : Gaussian<T, LANES>{}, v(logvar), factor(exp_finite(T(-0.5) * logvar)) {}
+  VAE_FAST_FN explicit GaussianShared(T logvar)
+      : Gaussian<T, LANES>{}, v(logvar), factor(exp_finite(T(-0.5) * logvar)) {}
   VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T (&gradients)[2]) {
     this->add(lane, parameters[0] - x, v, factor, gradients);
   }

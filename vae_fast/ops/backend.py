@@ -8,7 +8,12 @@ import torch
 
 from vae_fast.ops.library import build_record, unavailable
 
-BACKENDS = {"reference": None, "cpp": "cpu", "triton": "cuda", "cuda": "cuda"}  # and the device each serves, None for any
+BACKENDS = {
+    "reference": None,
+    "cpp": "cpu",
+    "triton": "cuda",
+    "cuda": "cuda",
+}  # and the device each serves, None for any
 
 
 def _checked(name: str, source: str) -> str:
@@ -29,9 +34,10 @@ _forced: str | None = _from_environment()
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Runs what is inside on one backend: "cpp" (CPU), "cuda", "triton" (GPU) or "reference" (plain PyTorch, any device).
+    """Runs what is inside on one backend: "cpp" (CPU), "cuda", "triton" (GPU) or "reference" (PyTorch, any device).
 
-    The choice holds for the whole process; VAE_FAST_BACKEND sets it from outside. Only the reference differentiates twice.
+    The choice holds for the whole process; VAE_FAST_BACKEND sets it from outside.
+    Only the reference differentiates twice.
 
     Raises ValueError for an unknown name, RuntimeError with the reason where the backend can't run.
     """
@@ -44,7 +50,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def use_reference(device: torch.device) -> bool:
-    """Whether the plain PyTorch reference was asked for. Raises RuntimeError if another backend was that can't serve the device."""
+    """Whether the reference was asked for. Raises RuntimeError if a backend was that can't serve the device."""
     if _forced is None:
         return False
     if _forced != "reference" and BACKENDS[_forced] != device.type:
@@ -57,7 +63,12 @@ def report() -> str:
     lines = [f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} CPU threads"]
     for name, device in BACKENDS.items():
         reason = unavailable(name)
-        lines.append(f"{name:<10} {'any' if device is None else device:<5} " + ("available" if reason is None else f"unavailable: {reason}"))
-    lines.append(f"forced     {_forced}" if _forced else "chosen by the tensors' device: cpu -> cpp, others -> reference")
+        lines.append(
+            f"{name:<10} {'any' if device is None else device:<5} "
+            + ("available" if reason is None else f"unavailable: {reason}")
+        )
+    lines.append(
+        f"forced     {_forced}" if _forced else "chosen by the tensors' device: cpu -> cpp, others -> reference"
+    )
     lines += [f"build      {key}: {value}" for key, value in build_record().items()]
     return "\n".join(lines)

@@ -30,12 +30,16 @@ def _sample_fake(mu: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
     return mu.new_empty(mu.shape)
 
 
-def _sample_kl_fake(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor) -> tuple[Tensor, Tensor]:
+def _sample_kl_fake(
+    mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor
+) -> tuple[Tensor, Tensor]:
     kl_dtype = sum_dtype(*_present(mu, logvar, prior_mu, prior_logvar))
     return mu.new_empty(mu.shape), mu.new_empty(mu.shape[:1], dtype=kl_dtype)
 
 
-def _sample_kl_kernel(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor) -> tuple[Tensor, Tensor]:
+def _sample_kl_kernel(
+    mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor
+) -> tuple[Tensor, Tensor]:
     return reference.sample_kl(mu, logvar, seed, _prior(prior_mu, prior_logvar))
 
 
@@ -79,7 +83,9 @@ def _weighted_kernel(divergence: Any) -> Any:
     return recording(kernel)
 
 
-REPARAMETERIZE = define("reparameterize(Tensor mu, Tensor logvar, Tensor seed) -> Tensor", _sample_fake, reference.reparameterize)
+REPARAMETERIZE = define(
+    "reparameterize(Tensor mu, Tensor logvar, Tensor seed) -> Tensor", _sample_fake, reference.reparameterize
+)
 SAMPLE_KL = define(f"sample_kl({_POSTERIOR}, Tensor seed) -> (Tensor z, Tensor kl)", _sample_kl_fake, _sample_kl_kernel)
 SAMPLE_KL_BACKWARD = define(
     f"sample_kl_backward(Tensor? dz, Tensor? dkl, {_POSTERIOR}, Tensor seed, int asked) -> ({_GRADIENTS})",
@@ -99,8 +105,8 @@ GAUSSIAN_KL = OnePassOperator(
 )
 MONTE_CARLO_KL = OnePassOperator(
     define(
-        "monte_carlo_kl(Tensor z, Tensor mu, Tensor logvar, Tensor prior_mu, Tensor prior_logvar, Tensor? weight, int asked) "
-        f"-> (Tensor kl, Tensor dz, {_GRADIENTS})",
+        "monte_carlo_kl(Tensor z, Tensor mu, Tensor logvar, Tensor prior_mu, Tensor prior_logvar, "
+        f"Tensor? weight, int asked) -> (Tensor kl, Tensor dz, {_GRADIENTS})",
         _kl_fake,
         _weighted_kernel(reference.monte_carlo_kl),
     ),
@@ -114,10 +120,12 @@ LIBRARY.impl("monte_carlo_kl", autograd_kernel(MONTE_CARLO_KL), "Autograd")
 
 
 class SampleKl(torch.autograd.Function):
-    """(z, kl) = SampleKl.apply(mu, logvar, prior_mu, prior_logvar, seed, divergence); kl is None without `divergence`."""
+    """(z, kl), or z without `divergence`, = SampleKl.apply(mu, logvar, prior_mu, prior_logvar, seed, divergence)."""
 
     @staticmethod
-    def forward(ctx: Any, mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor, divergence: bool) -> Any:
+    def forward(
+        ctx: Any, mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor, divergence: bool
+    ) -> Any:
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed)
         ctx.set_materialize_grads(False)
         return _sample(mu, logvar, prior_mu, prior_logvar, seed, divergence)

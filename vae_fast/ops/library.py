@@ -23,7 +23,7 @@ class ReferenceWarning(UserWarning):
 
 
 def define(schema: str, fake: Callable[..., Any], reference: Callable[..., Any]) -> Any:
-    """Defines an operator with its shape function and, for devices without a kernel, the reference. Returns its overload."""
+    """Defines an operator with its shape function and, for devices without a kernel, the reference: its overload."""
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"vae_fast::{name}", fake, lib=LIBRARY)

@@ -34,9 +34,7 @@ def differentiate(
     function: Callable[..., Any], tensors: tuple[Tensor | None, ...], asked: int, fallback: Tensor
 ) -> tuple[Any, list[Tensor]]:
     """function(*tensors) -> (value to differentiate, result); the result and the gradients that are asked for."""
-    leaves = [
-        t.detach().requires_grad_(bool(asked >> k & 1)) if t is not None else None for k, t in enumerate(tensors)
-    ]
+    leaves = [t.detach().requires_grad_(bool(asked >> k & 1)) if t is not None else None for k, t in enumerate(tensors)]
     value, result = function(*leaves)
     wanted = [t for t in leaves if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(value.sum(), wanted, allow_unused=True) if wanted else ())
@@ -126,9 +124,7 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
         recording(kernel),
     )
     positions = (*range(count), *range(count + 1, count + 5))
-    return _with_autograd(
-        OnePassOperator(overload, 3, positions, rows=count, weight=count + 5, reduce=count + 9)
-    )
+    return _with_autograd(OnePassOperator(overload, 3, positions, rows=count, weight=count + 5, reduce=count + 9))
 
 
 def _with_autograd(operator: OnePassOperator) -> OnePassOperator:

@@ -1,9 +1,9 @@
 """Autograd for operators that compute their gradients in the forward pass.
 
-An operator `op(*arguments, asked) -> (value, more values..., gradients...)` returns with bit k of `asked` the gradient of
-its k-th differentiable argument. OnePass keeps those gradients and hands them out in backward, scaled by the incoming one.
-Where a kept gradient can't be scaled afterwards (float16 would underflow; a parameter shared by rows is already summed),
-backward runs the operator again with the incoming gradient in its weights.
+An operator `op(*arguments, asked) -> (value, more values..., gradients...)` returns with bit k of `asked` the gradient
+of its k-th differentiable argument. OnePass keeps those and hands them out in backward, scaled by the incoming
+one. Where a kept gradient can't be scaled afterwards (float16 would underflow; a parameter shared by rows is already
+summed), backward runs the operator again with the incoming gradient in its weights.
 """
 
 import functools

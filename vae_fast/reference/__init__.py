@@ -1,6 +1,6 @@
 """The operators' contract in plain PyTorch: any device, any dtype, float64 for tests. Nothing here imports a kernel.
 
-Every function is differentiable by autograd, twice too, and reads like its formula. Tests and benchmarks compare with it.
+Every function reads like its formula and is differentiable, twice too. Tests and benchmarks compare with it.
 """
 
 from vae_fast.reference.bernoulli import bernoulli, bernoulli_probs

@@ -1,4 +1,4 @@
-"""The latent variable: sampling, and divergences between diagonal Gaussians, summed over the latent dimensions, in nats."""
+"""The latent variable: sampling, and divergences between diagonal Gaussians, summed over latent dimensions, in nats."""
 
 import math
 
@@ -34,7 +34,7 @@ def _precision_root(logvar: Tensor) -> Tensor:
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> Tensor:
-    """KL(N(mu, e^logvar) || prior): 1/2 sum [e^r - 1 - r + h^2], r = logvar - logvar', h = (mu - mu') e^(-logvar'/2)."""
+    """KL(N(mu, e^v) || prior) = 1/2 sum [e^r - 1 - r + h^2], r = v - v', h = (mu - mu') e^(-v'/2), v = logvar."""
     if prior is None:
         mu, logvar = _wide(mu, logvar)
         return 0.5 * (mu**2 + _expm1_minus(logvar)).flatten(1).sum(1)
@@ -65,7 +65,7 @@ def monte_carlo_kl(z: Tensor, mu: Tensor, logvar: Tensor, prior: Prior | None = 
 
 
 def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
-    """log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) from [K, B] log-densities; a column of -inf gives -inf with gradient 0."""
+    """log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) from [K, B] log-densities; a column of -inf: -inf, with gradient 0."""
     log_weight = log_px_z + log_pz - log_qz_x
     top = log_weight.detach().amax(0)
     top = torch.where(top == -math.inf, 0, top)

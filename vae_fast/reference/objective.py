@@ -37,7 +37,7 @@ def nll(
     weight: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """-log p(x | parameters) summed over features, [B], times weight [B]. Where mask is False or weight 0, nothing is read."""
+    """-log p(x | parameters) summed over features, times weight, [B]. Masked values and rows of weight 0 are not read."""
     dtype = _sum_dtype(parameters)
     wide = [p.to(dtype) for p in parameters]
     target = _intensity(x, dtype)

@@ -30,7 +30,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tupl
 
 
 def _box_muller(word0: Tensor, word1: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """sqrt(-2 ln u) (cos, sin)(pi s): u = (word0 | 1) / 2^32 rounded to float32, s in [-1, 1) from word1's upper 23 bits."""
+    """sqrt(-2 ln u) (cos, sin)(pi s): u = (word0 | 1) / 2^32 as float32, s in [-1, 1) from word1's upper 23 bits."""
     u = (word0 | 1).to(torch.float32).to(dtype) * 2.0**-32
     s = (word1 >> 9).to(dtype) * 2.0**-22 - 1
     radius = torch.sqrt(-2 * torch.log(u))
