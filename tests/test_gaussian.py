@@ -92,10 +92,17 @@ def test_empty_batch_gives_shared_parameters_a_zero_gradient():
     assert torch.equal(logvar.grad, torch.zeros(5)) and mean.grad.shape == (0, 5)
 
 
-def test_image_channels_share_a_logvar():
-    mean, x = leaf(torch.randn(2, 3, 4, 4)), torch.rand(2, 3, 4, 4)
-    logvar = leaf(torch.randn(3, 1, 1))
-    vae_fast.gaussian_nll(mean, x, logvar=logvar).sum().backward()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 1, 1), (1, 1, 4, 5), (4, 5), (5,), (2, 1, 1, 1)], ids=str)
+def test_images(layout, shape):
+    """Images in either layout, with a log-variance a channel, a pixel, a column, an image."""
+    mean, x = leaf(torch.randn(2, 3, 4, 5).to(memory_format=layout)), torch.rand(2, 3, 4, 5).to(memory_format=layout)
+    logvar, mask = leaf(torch.randn(shape)), torch.rand(2, 1, 4, 5) > 0.3
+    nll = vae_fast.gaussian_nll(mean, x, logvar=logvar, mask=mask)
+    nll.sum().backward()
     mean64, logvar64 = wide(mean), wide(logvar)
-    reference.gaussian(mean64, logvar64, x.double()).sum().backward()
-    assert_gradients([mean.grad, logvar.grad], [mean64.grad, logvar64.grad], 32, RELATIVE)
+    terms = reference.gaussian(mean64, logvar64, x.double()) * mask
+    terms.sum().backward()
+    assert_values(nll, terms.flatten(1).sum(1).detach(), terms.abs().flatten(1).sum(1).detach())
+    assert_gradients([mean.grad, logvar.grad], [mean64.grad, logvar64.grad], 120 / logvar.numel(), RELATIVE)
+    assert mean.grad.is_contiguous(memory_format=layout)

@@ -248,11 +248,29 @@ def observations(
     if weight is not None:
         weight = checks.row_weight(owner, weight, x)
     if mask is not None:
-        mask = _rows(checks.element_mask(owner, mask, x))
+        mask = checks.element_mask(owner, mask, x)
+    rest = list(parameters[1:])
+    if _channels_last(first) and _channels_last(x):
+        mask = mask if mask is None else _channels_to_the_end(mask)
+        for k, p in enumerate(rest):
+            if isinstance(p, Tensor) and p.numel() > 1:
+                checks.broadcast(owner, "logvar", p, x)
+                rest[k] = _channels_to_the_end(p)
+        first, x = _channels_to_the_end(first), _channels_to_the_end(x)
     tensors = [_rows(first)]
-    for p in parameters[1:]:
+    for p in rest:
         tensors.append(_shared(owner, p, first))
-    return tensors, _rows(x), weight, mask
+    return tensors, _rows(x), weight, mask if mask is None else _rows(mask)
+
+
+def _channels_last(t: Tensor) -> bool:
+    """Whether t is an image batch that lies channels last: flattened as [B, C, H, W] it would be copied."""
+    return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
+
+
+def _channels_to_the_end(t: Tensor) -> Tensor:
+    """[..., C, H, W] as [..., H, W, C], a view; sums over features don't mind the order."""
+    return t.reshape((1,) * (3 - t.dim()) + t.shape).movedim(-3, -1)
 
 
 def _shared(owner: str, p: float | Tensor, first: Tensor) -> Tensor:

@@ -74,6 +74,18 @@ inline Matrix output(const Tensor& t) {
   return {static_cast<char*>(t.data_ptr()), t.scalar_type(), vector ? 1 : t.stride(0), vector ? 0 : 1};
 }
 
+// [n], float32 or float64, of value(0), value(1), ...
+template <class F>
+Tensor vector(int64_t n, ScalarType type, const F& value) {
+  const Tensor out = empty({n}, type);
+  if (type == ScalarType::Double)
+    std::generate_n(static_cast<double*>(out.data_ptr()), n, [&, i = int64_t{0}]() mutable { return value(i++); });
+  else
+    std::generate_n(static_cast<float*>(out.data_ptr()), n,
+                    [&, i = int64_t{0}]() mutable { return static_cast<float>(value(i++)); });
+  return out;
+}
+
 // float64 where any parameter is, else float32
 template <int K>
 ScalarType accumulate_type(const Matrix (&parameters)[K]) {

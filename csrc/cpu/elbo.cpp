@@ -49,17 +49,17 @@ double scalar(const Tensor& t, const char* name) {
 
 // scale * sum or each of (nll + beta kl)
 Tensor combine(const Tensor& nll, const Tensor& kl, double beta, double scale, bool reduce) {
-  const int64_t rows = nll.size(0);
   const ScalarType type = nll.scalar_type() == ScalarType::Double ? ScalarType::Double : kl.scalar_type();
-  Tensor loss = reduce ? empty({}, type) : empty({rows}, type);
-  double sum = 0, a, b;
-  for (int64_t row = 0; row < rows; ++row) {
-    const double divergence = beta == 0 ? 0. : beta * *load(output(kl), row, 0, 1, &b);
-    const double value = scale * (*load(output(nll), row, 0, 1, &a) + divergence);
-    if (reduce) sum += value;
-    else store(&value, output(loss), row, 0, 1);
-  }
-  if (reduce) store(&sum, output(loss), 0, 0, 1);
+  const auto of_row = [&, from = output(nll), divergence = output(kl)](int64_t row) {
+    double a, b;
+    const double regulariser = beta == 0 ? 0. : beta * *load(divergence, row, 0, 1, &b);
+    return scale * (*load(from, row, 0, 1, &a) + regulariser);
+  };
+  if (!reduce) return vector(nll.size(0), type, of_row);
+  double sum = 0;
+  for (int64_t row = 0; row < nll.size(0); ++row) sum += of_row(row);
+  const Tensor loss = empty({}, type);
+  store(&sum, output(loss), 0, 0, 1);
   return loss;
 }
 

@@ -58,15 +58,14 @@ const T* flat(const Matrix& m, const Unit& u, T* buffer) {
 
 template <class T>
 inline __attribute__((always_inline)) double sum(const T* terms, int64_t n) {
-  T lanes[kLanes] = {};
+  double total = 0;
   const int64_t whole = n - n % kLanes;
+  for (int64_t i = whole; i < n; ++i) total += terms[i];
+  if (whole == 0) return total;
+  T lanes[kLanes] = {};
   for (int64_t i = 0; i < whole; i += kLanes)
     for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += terms[i + lane];
-  double total = 0;
-  for (int64_t i = whole; i < n; ++i) total += terms[i];
-  for (int width = kLanes / 2; whole > 0 && width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  return total + lanes[0];
+  return total + add_lanes(lanes);
 }
 
 template <class T, int K>
@@ -197,12 +196,11 @@ void sample_and_divergence(const Tensor (&parameters)[K], uint64_t seed, Tensor&
   if (kl) p.sums.assign(p.rows * p.pieces(), 0.);
   forward<Kl>(p);
   if (!kl) return;
-  *kl = empty({p.rows}, accumulate_type(p.parameters));
-  for (int64_t b = 0; b < p.rows; ++b) {
+  *kl = vector(p.rows, accumulate_type(p.parameters), [&, pieces = p.pieces()](int64_t b) {
     double value = 0;
-    for (int64_t piece = 0; piece < p.pieces(); ++piece) value += p.sums[b * p.pieces() + piece];
-    store(&value, output(*kl), b, 0, 1);
-  }
+    for (int64_t piece = 0; piece < pieces; ++piece) value += p.sums[b * pieces + piece];
+    return value;
+  });
 }
 
 // (mu, logvar, seed) -> z

@@ -41,10 +41,14 @@ inline __attribute__((always_inline)) T widen(S value) {
 
 template <class T, class S>
 inline __attribute__((always_inline)) void widen_all(const S* source, int64_t stride, int64_t n, T* to) {
-  if (stride == 1)
+  if (stride == 1) {
     for (int64_t i = 0; i < n; ++i) to[i] = widen<T>(source[i]);
-  else
+  } else if (stride == 0) {
+    const T value = n > 0 ? widen<T>(source[0]) : T(0);
+    for (int64_t i = 0; i < n; ++i) to[i] = value;
+  } else {
     for (int64_t i = 0; i < n; ++i) to[i] = widen<T>(source[i * stride]);
+  }
 }
 
 // n elements from (row, column) on, copied to `buffer` as T

@@ -37,13 +37,7 @@ struct Term {
   }
   // [B], weighted
   Tensor values() const {
-    Tensor out = empty({rows.rows}, type());
-    const Matrix to = output(out);
-    for (int64_t b = 0; b < rows.rows; ++b) {
-      const double value = row_value(rows, b);
-      store(&value, to, b, 0, 1);
-    }
-    return out;
+    return vector(rows.rows, type(), [&, chunks = rows.chunks()](int64_t b) { return row_value(rows, b, chunks); });
   }
 };
 
