@@ -37,7 +37,7 @@ def nll(
     weight: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """-log p(x | parameters) summed over features, times weight, [B]. Masked values and rows of weight 0 are not read."""
+    """-log p(x | parameters) summed over features, times weight, [B]. What is masked or of weight 0 is not read."""
     dtype = _sum_dtype(parameters)
     wide = [p.to(dtype) for p in parameters]
     target = _intensity(x, dtype)
