@@ -1,0 +1,1 @@
+"""The command `vae-fast`: training, testing and sampling of VAEs. Needs `pip install vae_fast[train]`."""

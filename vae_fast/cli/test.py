@@ -1,0 +1,76 @@
+"""vae-fast test: the ELBO and the importance-weighted log-evidence of a trained VAE, in nats per image."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+from lightning.pytorch import Trainer, seed_everything
+
+from .checkpoints import RUNS, load_data, load_model, newest_checkpoint, read_checkpoint
+from .data import ImageData
+from .errors import UserError
+from .module import VAEModule
+
+
+def test(
+    ckpt_path: str | None = None,
+    data: str | None = None,
+    k: int = 100,
+    batch_size: int | None = None,
+    run_dir: str = RUNS,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+    seed: int = 0,
+) -> None:
+    """Prints -ELBO, reconstruction, KL and the importance-weighted bound of log p(x), in nats per test image.
+
+    Args:
+        ckpt_path: Checkpoint to test; by default the best of the newest run.
+        data: Images, as for vae-fast fit; by default those it was trained on. Their test split is used.
+        k: Importance samples of the log-evidence; 0 leaves it out.
+        batch_size: Images in a batch; at least 500 are taken.
+        run_dir: Where to look for the newest run.
+        accelerator: cpu, gpu or auto.
+        precision: Lightning's precision, bf16-mixed for example.
+        seed: Seed of the noise.
+    """
+    if k < 0:
+        raise UserError(f"--k {k}: expected zero or a positive number")
+    path = Path(ckpt_path) if ckpt_path is not None else newest_checkpoint(Path(run_dir))
+    checkpoint = read_checkpoint(path)
+    images = load_data(checkpoint, data=data, batch_size=batch_size)
+    model = load_model(path, checkpoint)
+    results = evaluate(model, images, k, seed=seed, accelerator=accelerator, precision=precision)
+    print(f"{'checkpoint':<16}{path}")
+    print(table(results, f"{len(images.test_rows)} test images of {images.data}", k))
+
+
+def evaluate(
+    model: VAEModule, images: ImageData, k: int = 0, seed: int = 0, **options: Any
+) -> dict[str, float]:
+    """Means over the test images in nats: test_neg_elbo, test_reconstruction, test_kl, test_log_evidence."""
+    model.importance_samples = k
+    trainer = Trainer(
+        devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False, **options
+    )
+    seed_everything(seed)
+    trainer.test(model, images, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def table(results: dict[str, float], images: str, k: int = 0) -> str:
+    """The results as lines for a person."""
+    lines = {
+        "-ELBO": f"{results['test_neg_elbo']:.2f} nats per image, {images}",
+        "  reconstruction": f"{results['test_reconstruction']:.2f}",
+        "  KL": f"{results['test_kl']:.2f}",
+    }
+    if k:
+        lines["log p(x)"] = (
+            f"{results['test_log_evidence']:.2f} nats per image, a lower bound from K = {k} samples"
+        )
+    return "\n".join(f"{name:<16} {value}" for name, value in lines.items())
+
+
+def run(args: list[str]) -> None:
+    auto_cli(test, args=args, prog="vae-fast test", exit_on_error=False)
