@@ -225,9 +225,19 @@ def elbo(
             scale=scale,
             reduce=reduce,
         )
-    factor = beta if isinstance(beta, Tensor) else torch.full((), beta, dtype=torch.float64, device=mu.device)
+    factor, number = (beta, 1.0) if isinstance(beta, Tensor) else (None, beta)
     return _onepass.apply(
-        ELBO[entry.name], *tensors, target, *rows, *(prior or (None, None)), weight, mask, factor, scale, reduce
+        ELBO[entry.name],
+        *tensors,
+        target,
+        *rows,
+        *(prior or (None, None)),
+        weight,
+        mask,
+        factor,
+        number,
+        scale,
+        reduce,
     )
 
 

@@ -124,10 +124,11 @@ class ELBOLoss(nn.Module):
                 scale,
                 reduce,
             )
-            return ELBOTerms(loss, nll.detach(), kl.detach())
+            return ELBOTerms(loss, *(t.detach() if t.requires_grad else t for t in (nll, kl)))
         nll = functional.nll(self.entry, "ELBOLoss", "recon", parameters, x, weight, mask)
         kl = self._monte_carlo(mu, logvar, z, weight)
-        loss = nll + self.beta * kl
+        dropped = not isinstance(self.beta, Tensor) and self.beta == 0
+        loss = nll if dropped else nll + self.beta * kl
         return ELBOTerms(loss.sum() * scale if reduce else loss, nll.detach(), kl.detach())
 
     def _parameters_of(self, recon: Reconstruction) -> tuple[Tensor | float, ...]:

@@ -20,9 +20,9 @@ void read_observations(Arguments& in, Term<K>& term) {
 }
 
 template <template <class, int> class Accumulator, template <class, int> class Shared, int K>
-void run_likelihood(Term<K>& term) {
-  if (term.rows.parameters[K - 1].column_stride == 0 && term.rows.columns > 1) term.template run<Shared>();
-  else term.template run<Accumulator>();
+Work likelihood_work(Term<K>& term) {
+  if (term.rows.parameters[K - 1].column_stride == 0 && term.rows.columns > 1) return term.template work<Shared>();
+  return term.template work<Accumulator>();
 }
 
 // (parameters, x, weight?, mask?, asked) -> (nll [B], gradients)
@@ -34,7 +34,7 @@ void nll(StableIValue* stack, uint64_t, uint64_t) {
   const auto weight = in.optional_tensor(), mask = in.optional_tensor();
   term.set_selection(weight, mask);
   term.allocate_gradients(in.integer());
-  run_likelihood<Accumulator, Shared>(term);
+  run_together({likelihood_work<Accumulator, Shared>(term)});
   Results out(stack);
   out.push(term.values());
   out.push(term.gradients);
@@ -63,33 +63,47 @@ Tensor combine(const Tensor& nll, const Tensor& kl, double beta, double scale, b
   return loss;
 }
 
-struct Selection {
+// What the loss is made of beside the distributions: scale * sum of weight * (nll + beta * kl)
+struct Objective {
   std::optional<Tensor> weight, mask;
   double beta, scale;
   bool reduce;
   int64_t asked;
+
+  explicit Objective(Arguments& in) : weight(in.optional_tensor()), mask(in.optional_tensor()) {
+    const auto factor = in.optional_tensor();
+    beta = in.number() * (factor ? scalar(*factor, "beta_factor") : 1.);
+    scale = in.number(), reduce = in.flag(), asked = in.integer();
+  }
 };
 
-Selection read_selection(Arguments& in) {
-  Selection s;
-  s.weight = in.optional_tensor(), s.mask = in.optional_tensor();
-  s.beta = scalar(in.tensor(), "beta");
-  s.scale = in.number(), s.reduce = in.flag(), s.asked = in.integer();
-  return s;
-}
-
-// KL [B] with gradients for as many of (mu, logvar, prior_mu, prior_logvar) as there are
-template <template <class, int> class Accumulator, int K>
-Tensor latent_term(Term<K>& term, const Selection& s, int64_t asked) {
+// The KL's term, with gradients for as many of (mu, logvar, prior_mu, prior_logvar) as there are
+template <int K>
+Term<K> latent_term(Tensor (&&parameters)[K], const Objective& objective, int64_t asked) {
+  Term<K> term;
+  std::move(parameters, parameters + K, term.parameters);
   term.set_size(term.parameters[0].size(0), term.parameters[0].size(1));
-  term.set_selection(s.weight, std::nullopt);
-  term.rows.scale = s.scale * s.beta;
+  term.set_selection(objective.weight, std::nullopt);
+  term.rows.scale = objective.scale * objective.beta;
   term.allocate_gradients(asked);
-  term.template run<Accumulator>();
-  return term.values();
+  return term;
 }
 
-// (parameters, x, mu, logvar, prior_mu?, prior_logvar?, weight?, mask?, beta, scale, reduce, asked)
+template <template <class, int> class Accumulator, template <class, int> class Shared, template <class, int> class Kl,
+          int K, int L>
+void elbo(Term<K>& reconstruction, Term<L>&& latent, const Objective& objective, StableIValue* stack) {
+  run_together({likelihood_work<Accumulator, Shared>(reconstruction), latent.template work<Kl>()});
+  const Tensor nll = reconstruction.values(), kl = latent.values();
+  Results out(stack);
+  out.push(combine(nll, kl, objective.beta, objective.scale, objective.reduce));
+  out.push(nll);
+  out.push(kl);
+  out.push(reconstruction.gradients);
+  out.push(latent.gradients);
+  for (int k = L; k < 4; ++k) out.push(empty({0}, latent.parameters[0].scalar_type()));
+}
+
+// (parameters, x, mu, logvar, prior_mu?, prior_logvar?, weight?, mask?, beta_factor?, beta, scale, reduce, asked)
 //   -> (loss, nll [B], kl [B], gradients of parameters, mu, logvar, prior_mu, prior_logvar)
 template <template <class, int> class Accumulator, template <class, int> class Shared>
 void elbo(StableIValue* stack, uint64_t, uint64_t) {
@@ -99,32 +113,20 @@ void elbo(StableIValue* stack, uint64_t, uint64_t) {
   read_observations(in, reconstruction);
   const Tensor mu = in.tensor(), logvar = in.tensor();
   const auto prior_mu = in.optional_tensor(), prior_logvar = in.optional_tensor();
-  const Selection s = read_selection(in);
+  const Objective objective(in);
   STD_TORCH_CHECK(mu.dim() == 2 && mu.size(0) == reconstruction.rows.rows, "mu must have shape [B, Z]");
+  STD_TORCH_CHECK(prior_mu.has_value() == prior_logvar.has_value(), "prior_mu and prior_logvar go together");
 
-  reconstruction.set_selection(s.weight, s.mask);
-  reconstruction.rows.scale = s.scale;
-  reconstruction.allocate_gradients(s.asked);
-  run_likelihood<Accumulator, Shared>(reconstruction);
-  const Tensor nll = reconstruction.values();
-
-  Tensor kl, latent[4] = {mu, logvar, mu, mu};
-  if (prior_mu) {
-    Term<4> term{{}, {mu, logvar, *prior_mu, *prior_logvar}, {}};
-    kl = latent_term<GaussianKl>(term, s, s.asked >> K);
-    std::copy(term.gradients, term.gradients + 4, latent);
-  } else {
-    Term<2> term{{}, {mu, logvar}, {}};
-    kl = latent_term<StandardKl>(term, s, s.asked >> K);
-    std::copy(term.gradients, term.gradients + 2, latent);
-    for (int k = 2; k < 4; ++k) latent[k] = empty({0}, mu.scalar_type());
-  }
-  Results out(stack);
-  out.push(combine(nll, kl, s.beta, s.scale, s.reduce));
-  out.push(nll);
-  out.push(kl);
-  out.push(reconstruction.gradients);
-  out.push(latent);
+  reconstruction.set_selection(objective.weight, objective.mask);
+  reconstruction.rows.scale = objective.scale;
+  reconstruction.allocate_gradients(objective.asked);
+  const int64_t asked = objective.asked >> K;
+  if (prior_mu)
+    elbo<Accumulator, Shared, GaussianKl>(
+        reconstruction, latent_term<4>({mu, logvar, *prior_mu, *prior_logvar}, objective, asked), objective, stack);
+  else
+    elbo<Accumulator, Shared, StandardKl>(reconstruction, latent_term<2>({mu, logvar}, objective, asked), objective,
+                                          stack);
 }
 
 }  // namespace

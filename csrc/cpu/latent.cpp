@@ -254,7 +254,7 @@ void prior_gradients(const Posterior& q, const Tensor& dkl, int64_t asked, Tenso
   term.set_size(q.mu.size(0), q.mu.size(1));
   term.set_selection(dkl, std::nullopt);
   term.allocate_gradients(asked & 0b1100);
-  term.run<GaussianKl>();
+  run_together({term.work<GaussianKl>()});
   std::copy(term.gradients + 2, term.gradients + 4, gradients + 2);
 }
 
@@ -280,7 +280,7 @@ void divergence(Term<K>& term, const std::optional<Tensor>& weight, int64_t aske
   term.set_size(term.parameters[0].size(0), term.parameters[0].size(1));
   term.set_selection(weight, std::nullopt);
   term.allocate_gradients(asked);
-  term.template run<Divergence>();
+  run_together({term.template work<Divergence>()});
   out.push(term.values());
   out.push(term.gradients);
 }
@@ -333,15 +333,25 @@ void scale_row(const Matrix& m, int64_t row, int64_t columns, T factor) {
 void scale_rows_(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   const Tensor gradient = in.tensor(), factor = in.tensor();
+  STD_TORCH_CHECK(gradient.dim() == 2, "gradient must have shape [B, D]");
   const int64_t rows = gradient.size(0), columns = gradient.size(1);
   const Matrix m = parameter(gradient, "gradient", rows, columns);
-  const Matrix f{static_cast<char*>(factor.data_ptr()), factor.scalar_type(), factor.dim() == 0 ? 0 : factor.stride(0),
-                 1};
-  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)),
+  const bool one = factor.dim() == 0;
+  STD_TORCH_CHECK(
+      factor.is_cpu() && is_floating(factor.scalar_type()) && (one || (factor.dim() == 1 && factor.size(0) == rows)),
+      "factor must be a floating point CPU tensor of shape [] or [", rows, "]");
+  const Matrix f{static_cast<char*>(factor.data_ptr()), factor.scalar_type(), one ? 0 : factor.stride(0), 1};
+  const auto factor_of = [&](int64_t row) {
+    double buffer;
+    return *load(f, row, 0, 1, &buffer);
+  };
+  int64_t first = 0;
+  while (first < rows && factor_of(first) == 1) first = f.row_stride == 0 ? rows : first + 1;
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns));
+  torch::stable::parallel_for(first, rows, grain,
                               [&](int64_t begin, int64_t end) {
                                 for (int64_t row = begin; row < end; ++row) {
-                                  double buffer;
-                                  const double value = *load(f, row, 0, 1, &buffer);
+                                  const double value = factor_of(row);
                                   if (value == 1) continue;
                                   if (m.type == ScalarType::Double) scale_row<double>(m, row, columns, value);
                                   else scale_row<float>(m, row, columns, static_cast<float>(value));

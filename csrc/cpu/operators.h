@@ -31,9 +31,8 @@ struct Term {
   ScalarType type() const { return accumulate_type(rows.parameters); }
 
   template <template <class, int> class Accumulator>
-  void run() {
-    if (type() == ScalarType::Double) vae_fast::run<Accumulator, double>(rows);
-    else vae_fast::run<Accumulator, float>(rows);
+  Work work() {
+    return type() == ScalarType::Double ? work_on<Accumulator, double>(rows) : work_on<Accumulator, float>(rows);
   }
   // [B], weighted
   Tensor values() const {

@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "matrix.h"
@@ -204,9 +205,16 @@ void reduce_gradients(Rows<K>& p, int64_t groups) {
   }
 }
 
+// Work cut into units of equal size, for any thread; `finish` once all are done
+struct Work {
+  int64_t units, observations;
+  std::function<void(int64_t begin, int64_t end)> run;
+  std::function<void()> finish;
+};
+
 // Fills `values` (unweighted) and the gradients that are asked for
 template <template <class, int> class Accumulator, class T, int K>
-void run(Rows<K>& p) {
+Work work_on(Rows<K>& p) {
   const bool wants_gradients = p.wants_gradients();
   const int64_t chunks = p.chunks();
   int64_t groups = p.rows;
@@ -219,22 +227,31 @@ void run(Rows<K>& p) {
   p.values.assign(p.rows * chunks, 0.);
 
   const int64_t group_rows = groups ? (p.rows + groups - 1) / groups : 0;
-  const int64_t unit = group_rows * std::min(p.columns, kChunk);
-  torch::stable::parallel_for(0, groups * chunks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, unit)),
+  const auto run_units = [=, &p](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t group = u / chunks, chunk = u % chunks;
+      const int64_t last_row = std::min(p.rows, (group + 1) * group_rows);
+      const int64_t last = std::min(p.columns, (chunk + 1) * kChunk);
+      for (int64_t row = group * group_rows; row < last_row; ++row)
+        for (int64_t column = chunk * kChunk; column < last; column += kBlock) {
+          const int n = static_cast<int>(std::min<int64_t>(kBlock, last - column));
+          if (wants_gradients) run_block<Accumulator, T, true>(p, row, column, n, group);
+          else run_block<Accumulator, T, false>(p, row, column, n, group);
+        }
+    }
+  };
+  return {groups * chunks, p.rows * p.columns, run_units, [=, &p] { reduce_gradients(p, groups); }};
+}
+
+// All works in one parallel region: each thread takes the same share of each
+inline void run_together(const std::vector<Work>& works) {
+  int64_t shares = 1, observations = 1;
+  for (const Work& w : works) shares = std::max(shares, w.units), observations += w.observations;
+  torch::stable::parallel_for(0, shares, std::max<int64_t>(1, kGrain * shares / observations),
                               [&](int64_t begin, int64_t end) {
-                                for (int64_t u = begin; u < end; ++u) {
-                                  const int64_t group = u / chunks, chunk = u % chunks;
-                                  const int64_t last_row = std::min(p.rows, (group + 1) * group_rows),
-                                                last = std::min(p.columns, (chunk + 1) * kChunk);
-                                  for (int64_t row = group * group_rows; row < last_row; ++row)
-                                    for (int64_t column = chunk * kChunk; column < last; column += kBlock) {
-                                      const int n = static_cast<int>(std::min<int64_t>(kBlock, last - column));
-                                      if (wants_gradients) run_block<Accumulator, T, true>(p, row, column, n, group);
-                                      else run_block<Accumulator, T, false>(p, row, column, n, group);
-                                    }
-                                }
+                                for (const Work& w : works) w.run(begin * w.units / shares, end * w.units / shares);
                               });
-  reduce_gradients(p, groups);
+  for (const Work& w : works) w.finish();
 }
 
 // The weighted value of one row, in nats

@@ -12,7 +12,7 @@ from torch import Tensor
 from vae_fast import reference
 from vae_fast.ops.library import LIBRARY, define, recording
 from vae_fast.ops.likelihoods import differentiate, empty_gradients, sum_dtype
-from vae_fast.ops.onepass import OnePassOperator, autograd_kernel, differentiates_once
+from vae_fast.ops.onepass import Function, OnePassOperator, autograd_kernel, differentiates_once
 
 _POSTERIOR = "Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar"
 _GRADIENTS = "Tensor dmu, Tensor dlogvar, Tensor dprior_mu, Tensor dprior_logvar"
@@ -119,7 +119,7 @@ LIBRARY.impl("gaussian_kl", autograd_kernel(GAUSSIAN_KL), "Autograd")
 LIBRARY.impl("monte_carlo_kl", autograd_kernel(MONTE_CARLO_KL), "Autograd")
 
 
-class SampleKl(torch.autograd.Function):
+class SampleKl(Function):
     """(z, kl), or z without `divergence`, = SampleKl.apply(mu, logvar, prior_mu, prior_logvar, seed, divergence)."""
 
     @staticmethod

@@ -83,14 +83,14 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
         return (*args[:count], *args[count + 1 : count + 5]), args[count], args[count + 5 :]
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
-        tensors, x, (_, _, _, _, reduce, asked) = split(args)
+        tensors, x, (*_, reduce, asked) = split(args)
         nll = x.new_empty(x.shape[:1], dtype=sum_dtype(*tensors[:count]))
         kl = x.new_empty(x.shape[:1], dtype=sum_dtype(*(t for t in tensors[count:] if t is not None)))
         loss = x.new_empty(() if reduce else x.shape[:1], dtype=sum_dtype(nll, kl))
         return (loss, nll, kl, *empty_gradients(tensors, asked, x))
 
     def kernel(*args: Any) -> tuple[Tensor, ...]:
-        tensors, x, (weight, mask, beta, scale, reduce, asked) = split(args)
+        tensors, x, (weight, mask, beta_factor, beta, scale, reduce, asked) = split(args)
 
         def value(*leaves: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             *parameters, mu, logvar, prior_mu, prior_logvar = leaves
@@ -103,7 +103,7 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
                 None if prior_mu is None else (prior_mu, prior_logvar),
                 weight=weight,
                 mask=mask,
-                beta=beta,
+                beta=beta if beta_factor is None else beta * beta_factor,
                 scale=scale,
                 reduce=reduce,
             )
@@ -118,13 +118,13 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
     outputs = ", ".join(f"Tensor d{name}" for name in names)
     overload = define(
         f"elbo_{entry.name}({inputs}, Tensor x, Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
-        "Tensor? weight, Tensor? mask, Tensor beta, float scale, bool reduce, int asked) "
+        "Tensor? weight, Tensor? mask, Tensor? beta_factor, float beta, float scale, bool reduce, int asked) "
         f"-> (Tensor loss, Tensor nll, Tensor kl, {outputs})",
         fake,
         recording(kernel),
     )
     positions = (*range(count), *range(count + 1, count + 5))
-    return _with_autograd(OnePassOperator(overload, 3, positions, rows=count, weight=count + 5, reduce=count + 9))
+    return _with_autograd(OnePassOperator(overload, 3, positions, rows=count, weight=count + 5, reduce=count + 10))
 
 
 def _with_autograd(operator: OnePassOperator) -> OnePassOperator:

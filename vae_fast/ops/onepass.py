@@ -71,7 +71,17 @@ class OnePassOperator:
         return False
 
 
-class OnePass(torch.autograd.Function):
+class Function(torch.autograd.Function):
+    """torch's, with a shorter way to call it: 2 microseconds of Python that only functorch transforms need are skipped."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)
+
+
+class OnePass(Function):
     """values = OnePass.apply(operator, *arguments)"""
 
     @staticmethod
