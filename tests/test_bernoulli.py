@@ -46,11 +46,14 @@ def test_dtypes(dtype, x_dtype, poisoned):
 
 
 def test_extreme_logits_keep_their_true_values():
-    logits = torch.tensor([-1e4, -200, -87.5, -17, -1e-3, 0, 1e-3, 17, 87.5, 200, 1e4])
-    for x in (0.0, 0.25, 1.0):
-        nll = vae_fast.bernoulli_nll(logits.unsqueeze(1), torch.full((11, 1), x))
-        true = [float(mpmath.log(1 + mpmath.exp(mpmath.mpf(v.item()))) - x * v.item()) for v in logits]
-        assert_values(nll, torch.tensor(true, dtype=torch.float64), torch.tensor(true).abs() + 1e-30)
+    """Also where x is nearly, not quite, on the logit's side, and l x nearly cancels the rest."""
+    mpmath.mp.prec = 100
+    logits = torch.tensor([-1e4, -200, -87.5, -20, -17, -12, -1e-3, 0, 1e-3, 12, 17, 20, 50, 87.5, 200, 1e3, 1e4])
+    for x in torch.tensor([0.0, 1e-6, 0.001, 0.25, 254 / 255, 0.999, 0.9999, 1.0]):
+        nll = vae_fast.bernoulli_nll(logits.unsqueeze(1), x.expand(len(logits), 1))
+        exact, t = [mpmath.mpf(v.item()) for v in logits], mpmath.mpf(x.item())
+        true = [float(mpmath.log(1 + mpmath.exp(v)) - t * v) for v in exact]
+        assert_values(nll, torch.tensor(true, dtype=torch.float64), torch.tensor(true).double().abs() + 1e-30)
 
 
 def test_a_confident_mistake_costs_its_logit():

@@ -193,6 +193,32 @@ def test_monte_carlo_kl(weighted):
     assert ((many.mean(0) - exact).abs() < 5 * many.std(0) / math.sqrt(400)).all()
 
 
+def test_monte_carlo_kl_selects_rows_and_keeps_zero_gradients():
+    parameters, x, mu, logvar, _ = operands("bernoulli")
+    weight = torch.ones(B)
+    weight[3] = 0
+    with torch.no_grad():
+        mu[3] = torch.nan
+    loss = ELBOLoss(kl="monte_carlo")(parameters[0], x, mu, logvar, weight=weight)
+    loss.backward()
+    assert loss.isfinite() and mu.grad.isfinite().all() and (mu.grad[3] == 0).all()
+    for beta in (0.0, torch.tensor(0.0)):
+        mu, logvar = leaf(torch.full((B, Z), torch.inf)), leaf(torch.zeros(B, Z))
+        ELBOLoss(kl="monte_carlo", beta=beta)(parameters[0], x, mu, logvar, z=torch.zeros(B, Z)).backward()
+        assert (mu.grad == 0).all() and (logvar.grad == 0).all()
+
+
+def test_a_learned_prior_belongs_to_the_module():
+    prior = (torch.nn.Parameter(torch.zeros(Z)), torch.nn.Parameter(torch.zeros(Z)))
+    loss = ELBOLoss(prior=prior)
+    assert [p is q for p, q in zip(loss.parameters(), prior, strict=True)] == [True, True]
+    parameters, x, mu, logvar, _ = operands("bernoulli")
+    loss(parameters[0], x, mu, logvar).backward()
+    assert prior[0].grad.abs().sum() > 0
+    fixed = ELBOLoss(prior=(torch.zeros(Z), torch.zeros(Z))).double()
+    assert fixed.prior[0].dtype == torch.float64 and not fixed.state_dict()
+
+
 def test_parts_and_whole_agree():
     parameters, x, mu, logvar, _ = operands("bernoulli")
     terms = ELBOLoss(reduction="none").terms(parameters[0], x, mu, logvar)

@@ -116,7 +116,28 @@ CASES = {
     "beta": (
         lambda: ELBOLoss(beta=torch.ones(3)),
         ValueError,
-        "ELBOLoss: beta must be a number or a 0-dim tensor without grad, got shape [3]",
+        "ELBOLoss: beta must be a number or a 0-dim floating point tensor without grad, got float32 [3]",
+    ),
+    "assigned beta": (
+        lambda: setattr(ELBOLoss(), "beta", torch.nn.Parameter(torch.ones(()))),
+        ValueError,
+        "ELBOLoss: beta must be a number or a 0-dim floating point tensor without grad, "
+        "got float32 [] that requires grad",
+    ),
+    "integer beta": (
+        lambda: setattr(ELBOLoss(), "beta", torch.tensor(1)),
+        ValueError,
+        "ELBOLoss: beta must be a number or a 0-dim floating point tensor without grad, got int64 []",
+    ),
+    "batch in monte carlo": (
+        lambda: elbo(kl="monte_carlo", mu=torch.zeros(1, Z), logvar=torch.zeros(1, Z)),
+        ValueError,
+        "ELBOLoss: recon and mu differ in batch size: 4 and 1",
+    ),
+    "z of the loss": (
+        lambda: elbo(kl="monte_carlo", z=torch.zeros(B, 5)),
+        ValueError,
+        "ELBOLoss: z and mu differ in shape: [4, 5] and [4, 2]",
     ),
     "negative beta": (lambda: ELBOLoss(beta=-1.0), ValueError, "ELBOLoss: beta must not be negative, got -1"),
     "from_logits of a gaussian": (
@@ -143,6 +164,11 @@ CASES = {
         lambda: vae_fast.gaussian_kl(M, M, prior=torch.zeros(2)),
         TypeError,
         "gaussian_kl: prior must be None or a pair of tensors (mu, logvar), got Tensor",
+    ),
+    "prior of numbers": (
+        lambda: ELBOLoss(prior=(0.0, 1.0)),
+        TypeError,
+        "ELBOLoss: prior must be None or a pair of tensors (mu, logvar), got (float, float)",
     ),
     "shape of the prior": (
         lambda: vae_fast.sample_kl(M, M, prior=(torch.zeros(3), torch.zeros(2))),
@@ -204,6 +230,16 @@ CASES = {
         ValueError,
         "VAE.log_evidence: num_samples must be positive, got 0",
     ),
+    "chunk": (
+        lambda: VAE(torch.nn.Linear(D, 4), torch.nn.Linear(2, D)).log_evidence(X, 5, chunk=0),
+        ValueError,
+        "VAE.log_evidence: chunk must be positive, got 0",
+    ),
+    "shape of the latent": (
+        lambda: VAE(torch.nn.Conv2d(1, 4, 1), torch.nn.Linear(2, D)).loss(torch.zeros(B, 1, 2, 3)),
+        ValueError,
+        "VAE: mu must have shape [B, Z], got [4, 2, 2, 3]",
+    ),
     "encoder": (
         lambda: VAE(torch.nn.Linear(D, 5), torch.nn.Linear(2, D)).loss(X),
         ValueError,
@@ -225,6 +261,24 @@ def test_validation_is_off_by_default_and_accepts_the_support():
     for x in (X, (X * 255).to(torch.uint8), X > 0, torch.zeros(B, D), torch.ones(B, D)):
         elbo(x=x, validate_args=True)
     elbo(x=X * 1e6, likelihood="gaussian", validate_args=True)
+
+
+def test_validation_looks_only_at_what_counts():
+    x, mask, weight = X.clone(), torch.ones(B, D, dtype=torch.bool), torch.ones(B)
+    x[0, 1], mask[0, 1] = torch.nan, False
+    x[2], weight[2] = 7.0, 0.0
+    elbo(x=x, mask=mask, weight=weight, validate_args=True)
+    with pytest.raises(ValueError, match="got values from"):
+        elbo(x=x, mask=mask, validate_args=True)
+
+
+def test_errors_in_kernels_release_what_they_were_given():
+    x, mask = torch.zeros(B, D), torch.ones(64, dtype=torch.bool)
+    for argument in (x, mask):
+        before = argument._use_count()
+        with pytest.raises(RuntimeError, match="mask"):
+            torch.ops.vae_fast.bernoulli_nll(L, x, None, mask, 0)
+        assert argument._use_count() == before
 
 
 @pytest.mark.parametrize(

@@ -127,13 +127,63 @@ def test_shared_parameter_with_rows_weighted_differently():
     ],
     ids=["bernoulli_nll", "gaussian_nll", "gaussian_kl", "monte_carlo_kl", "sample_kl", "reparameterize", "elbo"],
 )
-def test_a_second_derivative_raises_except_in_the_reference(function):
+def test_create_graph_raises_except_in_the_reference(function):
     t = leaf(torch.randn(B, D))
-    (gradient,) = torch.autograd.grad(function(t).sum(), t, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate once"):
-        gradient.sum().backward()
+        torch.autograd.grad(function(t).sum(), t, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate once"):
+        (function(t).sum() + t.pow(3).sum()).backward(create_graph=True, inputs=[t])
     with vae_fast.backend("reference"):
-        (gradient,) = torch.autograd.grad(function(t).sum(), t, create_graph=True)
-        if gradient.requires_grad:
-            gradient.square().sum().backward()
-            assert t.grad.isfinite().all()
+        value = function(t).sum() + t.pow(3).sum()
+        (gradient,) = torch.autograd.grad(value, t, create_graph=True)
+        gradient.square().sum().backward()
+        assert t.grad.isfinite().all()
+
+
+def test_forward_mode_raises_except_in_the_reference():
+    x, tangent = torch.rand(B, D), torch.ones(B, D)
+
+    def loss(t):
+        return vae_fast.bernoulli_nll(t, x).sum() + vae_fast.sample_kl(t, t, seed=1)[0].sum()
+
+    t = torch.randn(B, D)
+    with pytest.raises(RuntimeError):
+        torch.func.jvp(loss, (t,), (tangent,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError):
+        loss(torch.autograd.forward_ad.make_dual(t, tangent))
+    with vae_fast.backend("reference"):
+        _, forward = torch.func.jvp(loss, (t,), (tangent,))
+    logits = leaf(t)
+    (gradient,) = torch.autograd.grad(loss(logits), logits)
+    assert forward.item() == pytest.approx(gradient.sum().item(), rel=1e-4)
+
+
+def test_weights_in_half_precision():
+    """The incoming gradient, 65536 here, must not fall to the weights' float16."""
+    logits, x, weight = leaf(torch.randn(B, D).half()), torch.rand(B, D), torch.rand(B).half()
+    loss = ELBOLoss()(logits, x, torch.zeros(B, Z), torch.zeros(B, Z), weight=weight)
+    (loss * 65536).backward()
+    expected = (torch.sigmoid(logits.double()) - x) * weight.double()[:, None] / B * 65536
+    assert logits.grad.isfinite().all()
+    assert (logits.grad - expected).abs().max() <= 2**-11 * expected.abs().max()
+
+
+def test_a_row_without_incoming_gradient_gets_none_whatever_is_in_it():
+    logits, incoming = leaf(torch.randn(B, D)), torch.ones(B)
+    with torch.no_grad():
+        logits[2, 3] = torch.nan
+    incoming[2], incoming[4] = 0, 2
+    for keep in (True, False):
+        (gradient,) = torch.autograd.grad(
+            vae_fast.bernoulli_nll(logits, torch.rand(B, D)), logits, incoming, retain_graph=keep
+        )
+        assert (gradient[2] == 0).all() and gradient.isfinite().all()
+
+
+def test_batched_incoming_gradients():
+    logits, x, incoming = leaf(torch.randn(B, D)), torch.rand(B, D), torch.randn(3, B)
+    nll = vae_fast.bernoulli_nll(logits, x)
+    (batched,) = torch.autograd.grad(nll, logits, incoming, is_grads_batched=True, retain_graph=True)
+    for i in range(3):
+        (alone,) = torch.autograd.grad(nll, logits, incoming[i], retain_graph=True)
+        assert torch.allclose(batched[i], alone, rtol=1e-6)

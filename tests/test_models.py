@@ -67,6 +67,17 @@ def test_weight_and_mask():
     assert model.loss(x, weight=torch.zeros(B)).item() == 0
 
 
+def test_a_shared_mask_broadcasts_to_images_not_to_rows():
+    model, x = bernoulli(), torch.rand(D, 4, 3)
+    mask = torch.rand(4, 3) > 0.5
+    torch.manual_seed(0)
+    shared = model.loss(x, mask=mask)
+    torch.manual_seed(0)
+    assert torch.equal(shared, model.loss(x, mask=mask.expand(D, 4, 3).clone()))
+    with pytest.raises(ValueError, match="mask must broadcast to the shape of x"):
+        model.loss(x, mask=mask[:3, :2])
+
+
 def test_samples_follow_the_generator():
     model = VAE(TwoHeads(), nn.Linear(Z, D), latent_dim=Z)
     first, second = (model.sample(4, generator=torch.Generator().manual_seed(1)) for _ in range(2))

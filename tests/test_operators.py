@@ -35,7 +35,10 @@ def samples(dtype=torch.float32):
         yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), x, weight, mask, 0)
         for prior, reduce in (("none", True), ("given", False)):
             q = posterior(dtype, prior)
-            yield getattr(ops, f"elbo_{name}"), (*parameters(name, dtype), x, *q, weight, mask, beta, 0.7, 0.25, reduce, 0)
+            yield (
+                getattr(ops, f"elbo_{name}"),
+                (*parameters(name, dtype), x, *q, weight, mask, beta, 0.7, 0.25, reduce, 0),
+            )
     shared = leaf(torch.randn(1, D, dtype=dtype))
     yield ops.gaussian_nll, (leaf(torch.randn(B, D, dtype=dtype)), shared, x, None, None, 0)
     for prior in ("none", "given"):

@@ -50,7 +50,7 @@ def row_weight(owner: str, weight: Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"{owner}: weight must be a tensor of shape [{rows}], one number a row, got {got}")
     constant(owner, "weight", weight)
     same_device(owner, "x", x, "weight", weight)
-    if weight.is_cpu and not torch.compiler.is_compiling() and bool((weight < 0).any()):
+    if weight.is_cpu and type(weight) is Tensor and not torch.compiler.is_compiling() and bool((weight < 0).any()):
         raise ValueError(f"{owner}: weight must not be negative, got {weight.min().item():g}")
     return weight if weight.dtype in _FLOATING else weight.to(torch.float32)
 
@@ -73,10 +73,44 @@ def broadcast(owner: str, name: str, t: Tensor, x: Tensor) -> Tensor:
         ) from None
 
 
-def support(owner: str, x: Tensor, low: float, high: float) -> None:
-    """Every x lies in the likelihood's support. Reads x once and, on a GPU, waits for it."""
-    if x.dtype in (torch.uint8, torch.bool) or x.numel() == 0:
+def pair(owner: str, prior: object) -> None:
+    """prior is (mu, logvar)."""
+    if not isinstance(prior, tuple | list) or len(prior) != 2 or not all(isinstance(p, Tensor) for p in prior):
+        got = (
+            f"({', '.join(type(p).__name__ for p in prior)})"
+            if isinstance(prior, tuple | list)
+            else type(prior).__name__
+        )
+        raise TypeError(f"{owner}: prior must be None or a pair of tensors (mu, logvar), got {got}")
+
+
+def beta(owner: str, value: float | Tensor) -> None:
+    """A number or a 0-dim tensor, not negative, without grad."""
+    if not isinstance(value, Tensor):
+        if not value >= 0:
+            raise ValueError(f"{owner}: beta must not be negative, got {value:g}")
         return
-    least, most = (float(v) for v in torch.aminmax(x.detach()))
+    if value.dim() != 0 or not value.is_floating_point() or value.requires_grad:
+        got = f"{str(value.dtype)[6:]} {list(value.shape)}" + (" that requires grad" if value.requires_grad else "")
+        raise ValueError(f"{owner}: beta must be a number or a 0-dim floating point tensor without grad, got {got}")
+
+
+def support(
+    owner: str, x: Tensor, low: float, high: float, weight: Tensor | None = None, mask: Tensor | None = None
+) -> None:
+    """Every x that counts lies in the likelihood's support, no weight is negative. On a GPU, waits for it."""
+    if weight is not None and bool((weight < 0).any()):
+        raise ValueError(f"{owner}: weight must not be negative, got {weight.min().item():g}")
+    if x.dtype in (torch.uint8, torch.bool):
+        return
+    x = x.detach()
+    if weight is not None:
+        x = x[weight != 0]
+        mask = mask if mask is None else mask.expand(len(weight), *x.shape[1:])[weight != 0]
+    if mask is not None:
+        x = x[mask.expand(x.shape)]
+    if x.numel() == 0:
+        return
+    least, most = (float(v) for v in torch.aminmax(x))
     if not (low <= least and most <= high):
         raise ValueError(f"{owner}: x must lie in [{low:g}, {high:g}], got values from {least:g} to {most:g}")

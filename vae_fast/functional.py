@@ -3,7 +3,9 @@
 Shapes: B is the first dimension of every tensor, the rest are features. All values are in nats.
 """
 
+import operator
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from vae_fast.ops import onepass as _onepass
 from vae_fast.ops.backend import use_reference
 from vae_fast.ops.likelihoods import ELBO, NLL
 
-Prior = tuple[Tensor, Tensor]
+Prior = reference.Prior
 
 __all__ = [
     "bernoulli_nll",
@@ -98,17 +100,7 @@ def monte_carlo_kl(z: Tensor, mu: Tensor, logvar: Tensor, prior: Prior | None = 
 
     Returns [B] in nats.
     """
-    _check_posterior("monte_carlo_kl", mu, logvar)
-    checks.floating("monte_carlo_kl", "z", z)
-    checks.same_shape("monte_carlo_kl", "z", z, "mu", mu)
-    checks.same_device("monte_carlo_kl", "mu", mu, "z", z)
-    rows, prior = (_rows(z), _rows(mu), _rows(logvar)), _prior("monte_carlo_kl", prior, mu)
-    if use_reference(mu.device):
-        return reference.monte_carlo_kl(*rows, prior)
-    if prior is None:
-        zero = mu.new_zeros((1, 1))
-        prior = (zero, zero)
-    return _onepass.apply(_latent.MONTE_CARLO_KL, *rows, *prior, None)
+    return weighted_monte_carlo_kl("monte_carlo_kl", z, mu, logvar, prior, None)
 
 
 def bernoulli_nll(
@@ -116,21 +108,20 @@ def bernoulli_nll(
 ) -> Tensor:
     """-log p(x|z) of independent Bernoulli variables, summed over features.
 
-    |l|/2 - l (x - 1/2) + log1p(e^-|l|) for a logit l; -x log p - (1 - x) log(1 - p) for a probability p. For x between
-    0 and 1 (grey values) this is the cross-entropy that VAEs on images are trained with.
+    |l| d + log1p(e^-|l|) for a logit l, d = 1 - x where l >= 0, x elsewhere; -x log p - (1 - x) log(1 - p) for a
+    probability p. For grey values x this is the cross-entropy that VAEs on images are trained with.
 
     Arguments:
         logits: [B, ...] logits, or probabilities with from_logits=False. Probabilities lose what float32 can't hold:
             they are clamped to [2^-126, 1 - 2^-24], so that 0 and 1 have finite values and gradients. Prefer logits.
         x: [B, ...] of the same shape: in [0, 1], bool, or uint8 (an intensity, read as x/255).
-        weight: [B] not negative, multiplies each row; rows of weight 0 are not read.
-        mask: bool, broadcasts to x; True where an observation counts. Nothing is read where it is False.
+        weight: [B] not negative, multiplies each row; rows of weight 0 are not used.
+        mask: bool, broadcasts to x; True where an observation counts. Nothing is used where it is False.
 
     Returns [B] in nats, float32 (float64 for float64 logits).
     """
-    name = "logits" if from_logits else "probs"
     entry = LIKELIHOODS["bernoulli" if from_logits else "bernoulli_probs"]
-    return nll(entry, "bernoulli_nll", name, (logits,), x, weight, mask)
+    return nll(entry, ("bernoulli_nll", *entry.parameters), (logits,), x, weight, mask)
 
 
 def gaussian_nll(
@@ -153,7 +144,8 @@ def gaussian_nll(
 
     Returns [B] in nats, float32 (float64 for float64 means). Unlike half the squared error, log 2 pi is not left out.
     """
-    return nll(LIKELIHOODS["gaussian"], "gaussian_nll", "mean", (mean, logvar), x, weight, mask)
+    entry = LIKELIHOODS["gaussian"]
+    return nll(entry, ("gaussian_nll", *entry.parameters), (mean, logvar), x, weight, mask)
 
 
 def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
@@ -174,17 +166,27 @@ def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
     return reference.log_evidence(log_px_z, log_pz, log_qz_x)
 
 
+class Objective(NamedTuple):
+    """What a loss is made of beside the distributions: scale * sum of weight (nll + beta kl); [B] unless reduced."""
+
+    prior: Prior | None
+    weight: Tensor | None
+    mask: Tensor | None
+    beta: float | Tensor
+    scale: float
+    reduce: bool
+
+
 def nll(
     entry: Likelihood,
-    owner: str,
-    name: str,
+    names: Sequence[str],
     parameters: Sequence[Tensor | float],
     x: Tensor,
     weight: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:
-    """-log p(x | parameters), [B], of any likelihood; `owner` and `name` (of the first parameter) speak in errors."""
-    tensors, target, weight, mask = observations(owner, name, parameters, x, weight, mask)
+    """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
+    tensors, target, weight, mask = _observations(names, parameters, x, weight, mask)
     if use_reference(target.device):
         return reference.nll(entry.elementwise, tensors, target, weight=weight, mask=mask)
     return _onepass.apply(NLL[entry.name], *tensors, target, weight, mask)
@@ -192,26 +194,20 @@ def nll(
 
 def elbo(
     entry: Likelihood,
-    owner: str,
-    name: str,
+    names: Sequence[str],
     parameters: Sequence[Tensor | float],
     x: Tensor,
     mu: Tensor,
     logvar: Tensor,
-    prior: Prior | None,
-    weight: Tensor | None,
-    mask: Tensor | None,
-    beta: float | Tensor,
-    scale: float,
-    reduce: bool,
+    objective: Objective,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, nll [B], kl [B]) in one pass: loss = scale (nll + beta kl), summed over the batch if `reduce`."""
+    """(loss, nll [B], kl [B]) in one pass."""
+    owner, name = names[:2]
     _check_posterior(owner, mu, logvar)
-    tensors, target, weight, mask = observations(owner, name, parameters, x, weight, mask)
-    checks.same_device(owner, name, target, "mu", mu)
-    if mu.shape[0] != target.shape[0]:
-        raise ValueError(f"{owner}: {name} and mu differ in batch size: {target.shape[0]} and {mu.shape[0]}")
-    rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, prior, mu)
+    tensors, target, weight, mask = _observations(names, parameters, x, objective.weight, objective.mask)
+    same_batch(owner, name, target, mu)
+    rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, objective.prior, mu)
+    _, _, _, beta, scale, reduce = objective
     if use_reference(target.device):
         return reference.elbo(
             entry.elementwise,
@@ -225,7 +221,7 @@ def elbo(
             scale=scale,
             reduce=reduce,
         )
-    factor, number = (beta, 1.0) if isinstance(beta, Tensor) else (None, beta)
+    factor, number = (beta.to(mu.device), 1.0) if isinstance(beta, Tensor) else (None, beta)
     return _onepass.apply(
         ELBO[entry.name],
         *tensors,
@@ -241,15 +237,41 @@ def elbo(
     )
 
 
-def observations(
-    owner: str,
-    name: str,
+def same_batch(owner: str, name: str, x: Tensor, mu: Tensor) -> None:
+    """x and mu are on one device and have one batch size."""
+    checks.same_device(owner, name, x, "mu", mu)
+    if mu.shape[0] != x.shape[0]:
+        raise ValueError(f"{owner}: {name} and mu differ in batch size: {x.shape[0]} and {mu.shape[0]}")
+
+
+def weighted_monte_carlo_kl(
+    owner: str, z: Tensor, mu: Tensor, logvar: Tensor, prior: Prior | None, weight: Tensor | None
+) -> Tensor:
+    """`monte_carlo_kl` times weight [B]; rows of weight 0 are not used."""
+    _check_posterior(owner, mu, logvar)
+    checks.floating(owner, "z", z)
+    checks.same_shape(owner, "z", z, "mu", mu)
+    checks.same_device(owner, "mu", mu, "z", z)
+    rows, prior = (_rows(z), _rows(mu), _rows(logvar)), _prior(owner, prior, mu)
+    if use_reference(mu.device):
+        z, mu, logvar, *given = reference.select_rows(weight, *rows, *(prior or ()))
+        value = reference.monte_carlo_kl(z, mu, logvar, (given[0], given[1]) if given else None)
+        return reference.weighted(value, weight)
+    if prior is None:
+        zero = mu.new_zeros((1, 1))
+        prior = (zero, zero)
+    return _onepass.apply(_latent.MONTE_CARLO_KL, *rows, *prior, weight)
+
+
+def _observations(
+    names: Sequence[str],
     parameters: Sequence[Tensor | float],
     x: Tensor,
     weight: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
     """Checked operands of a likelihood as [B, D]; parameters after the first keep size 1 where they repeat."""
+    owner, name, *others = names
     first: Tensor = parameters[0]  # type: ignore[assignment]
     checks.floating(owner, name, first)
     checks.target(owner, x)
@@ -259,18 +281,22 @@ def observations(
         weight = checks.row_weight(owner, weight, x)
     if mask is not None:
         mask = checks.element_mask(owner, mask, x)
-    rest = list(parameters[1:])
+    rest = [p if isinstance(p, Tensor) else _number(p, first) for p in parameters[1:]]
     if _channels_last(first) and _channels_last(x):
-        mask = mask if mask is None else _channels_to_the_end(mask)
         for k, p in enumerate(rest):
-            if isinstance(p, Tensor) and p.numel() > 1:
-                checks.broadcast(owner, "logvar", p, x)
+            if p.numel() > 1:
+                checks.broadcast(owner, others[k], p, x)
                 rest[k] = _channels_to_the_end(p)
+        mask = mask if mask is None else _channels_to_the_end(mask)
         first, x = _channels_to_the_end(first), _channels_to_the_end(x)
     tensors = [_rows(first)]
-    for p in rest:
-        tensors.append(_shared(owner, p, first))
+    for other, p in zip(others, rest, strict=True):
+        tensors.append(_broadcast_rows(owner, other, p, "x", first))
     return tensors, _rows(x), weight, mask if mask is None else _rows(mask)
+
+
+def _number(p: float, like: Tensor) -> Tensor:
+    return torch.full((1, 1), p, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
 def _channels_last(t: Tensor) -> bool:
@@ -283,19 +309,14 @@ def _channels_to_the_end(t: Tensor) -> Tensor:
     return t.reshape((1,) * (3 - t.dim()) + t.shape).movedim(-3, -1)
 
 
-def _shared(owner: str, p: float | Tensor, first: Tensor) -> Tensor:
-    """A log-variance that may be shared: a number or one element as [1, 1], one a feature as [1, D], else [B, D]."""
-    if not isinstance(p, Tensor):
-        return torch.full((1, 1), p, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
-    return _broadcast_rows(owner, "logvar", p, "x", first)
-
-
 def _broadcast_rows(owner: str, name: str, p: Tensor, of: str, like: Tensor) -> Tensor:
     """p, which broadcasts to `like` [B, ...], as [B, D], with 1 in place of B or of both where it repeats."""
     checks.floating(owner, name, p if p.dim() else p.reshape(1))
     checks.same_device(owner, of, like, name, p)
     if p.numel() == 1:
         return p.reshape(1, 1)
+    if p.dtype.itemsize == 2 and p.shape != like.shape:
+        p = p.float()  # what torch expands it also sums, in the same dtype
     try:
         if p.dim() < like.dim() or p.shape[0] == 1:
             return p.expand(1, *like.shape[1:]).reshape(1, -1)
@@ -330,8 +351,7 @@ def _prior(owner: str, prior: Prior | None, mu: Tensor) -> Prior | None:
     """The prior's tensors as [1 or B, 1 or Z]."""
     if prior is None:
         return None
-    if not isinstance(prior, tuple) or len(prior) != 2 or not all(isinstance(p, Tensor) for p in prior):
-        raise TypeError(f"{owner}: prior must be None or a pair of tensors (mu, logvar), got {type(prior).__name__}")
+    checks.pair(owner, prior)
     mean, logvar = prior
     return (
         _broadcast_rows(owner, "prior mu", mean, "mu", mu),
@@ -345,8 +365,8 @@ def _seed(owner: str, seed: int | Tensor | None, generator: torch.Generator | No
         return torch.randint(2**63 - 1, (), generator=generator, device=device)
     if generator is not None:
         raise ValueError(f"{owner}: pass seed or generator, not both")
-    if isinstance(seed, int):
-        return torch.full((), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)
+    if hasattr(seed, "__index__") and not isinstance(seed, Tensor):
+        return torch.full((), (operator.index(seed) + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)
     if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.dim() != 0 or seed.device != device:
         got = f"{seed.dtype} {list(seed.shape)} on {seed.device}" if isinstance(seed, Tensor) else type(seed).__name__
         raise TypeError(f"{owner}: seed must be an int or a 0-dim int64 tensor on {device}, got {got}")

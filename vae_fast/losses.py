@@ -1,6 +1,6 @@
 """The negative ELBO as a loss module."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +25,23 @@ class ELBOLoss(nn.Module):
 
     Arguments:
         likelihood: "bernoulli" (recon: logits) or "gaussian" (recon: the mean, with unit variance, or (mean, logvar)).
-        beta: weight of the KL (Higgins et al. 2017), a number or a 0-dim tensor. Assign `loss.beta` to anneal it; under
-            torch.compile or CUDA graphs make it a tensor and change that in place. beta = 0 leaves the KL out.
+        beta: weight of the KL (Higgins et al. 2017), not negative, a number or a 0-dim tensor. Assign `loss.beta` to
+            anneal it; under torch.compile or CUDA graphs make it a tensor and change that in place. beta = 0 leaves
+            the KL out.
         reduction: "mean": summed over features, averaged over the batch; "sum"; "none": [B]; "mean_all": averaged over
             batch and features, nats per dimension of x (KL too). An empty batch gives 0.
         from_logits: False if recon holds probabilities (see `bernoulli_nll` for what they lose).
         kl: "analytic": the closed form; "monte_carlo": log q(z|x) - log p(z) at one sample z of q.
-        prior: (mu, logvar) of a diagonal Gaussian p(z), tensors that broadcast to mu; None is N(0, I).
-        validate_args: check that x lies in the likelihood's support, and for weights on any device. Costs a pass over x
-            and, on a GPU, a synchronisation.
+        prior: (mu, logvar) of a diagonal Gaussian p(z), tensors that broadcast to mu; None is N(0, I). If they are
+            nn.Parameters they are this module's parameters too.
+        validate_args: check that x, where it counts, lies in the likelihood's support, and that no weight is negative
+            (on a CPU weights always are checked). Costs a pass over x and, on a GPU, a synchronisation.
 
     Raises ValueError or TypeError, naming the argument, what came and what was expected.
     """
+
+    prior_mu: Tensor | None
+    prior_logvar: Tensor | None
 
     def __init__(
         self,
@@ -59,15 +64,27 @@ class ELBOLoss(nn.Module):
             raise ValueError(f"ELBOLoss: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         if kl not in ("analytic", "monte_carlo"):
             raise ValueError(f"ELBOLoss: kl must be analytic or monte_carlo, got {kl!r}")
-        if isinstance(beta, Tensor):
-            if beta.dim() != 0 or beta.requires_grad:
-                raise ValueError(
-                    f"ELBOLoss: beta must be a number or a 0-dim tensor without grad, got shape {list(beta.shape)}"
-                )
-        elif not beta >= 0:
-            raise ValueError(f"ELBOLoss: beta must not be negative, got {beta:g}")
         self.likelihood, self.beta, self.reduction, self.kl = likelihood, beta, reduction, kl
-        self.from_logits, self.prior, self.validate_args = from_logits, prior, validate_args
+        self.from_logits, self.validate_args = from_logits, validate_args
+        if prior is not None:
+            checks.pair("ELBOLoss", prior)
+        for name, t in zip(("prior_mu", "prior_logvar"), prior or (None, None), strict=True):
+            if isinstance(t, nn.Parameter):
+                self.register_parameter(name, t)
+            else:
+                self.register_buffer(name, t, persistent=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "beta":
+            checks.beta("ELBOLoss", value)
+        super().__setattr__(name, value)
+
+    @property
+    def prior(self) -> functional.Prior | None:
+        """(mu, logvar) of p(z), or None for N(0, I)."""
+        if self.prior_mu is None or self.prior_logvar is None:
+            return None
+        return self.prior_mu, self.prior_logvar
 
     def forward(
         self,
@@ -87,8 +104,9 @@ class ELBOLoss(nn.Module):
             x: [B, ...] the data, of recon's shape: floating point, bool, or uint8 (an intensity, read as x/255).
             mu, logvar: [B, ...] the encoder's output: mean and log-variance of q(z|x).
             weight: [B] not negative, of each sample's ELBO; the mean still divides by B.
-            mask: bool, broadcasts to x; True where an observation counts. What is masked, NaN too, is never read.
-            z: [B, ...] for kl="monte_carlo" the sample that the decoder saw; without it a fresh one is drawn.
+            mask: bool, broadcasts to x; True where an observation counts. What is masked, NaN too, is never used.
+            z: [B, ...] for kl="monte_carlo" the sample that the decoder saw; without it a fresh one is drawn. The
+                analytic form needs none and ignores it.
         """
         return self.terms(recon, x, mu, logvar, weight=weight, mask=mask, z=z).loss
 
@@ -105,31 +123,17 @@ class ELBOLoss(nn.Module):
     ) -> ELBOTerms:
         """(loss, nll [B], kl [B]) for the arguments of `forward`; nll and kl are detached and cost nothing more."""
         parameters = self._parameters_of(recon)
-        if self.validate_args:
-            self._validate(x, weight)
-        scale, reduce = self._scale(parameters[0]), self.reduction != "none"
+        names = ("ELBOLoss", "recon", *self.entry.parameters[1:])
+        objective = functional.Objective(
+            self.prior, weight, mask, self.beta, self._scale(parameters[0]), self.reduction != "none"
+        )
         if self.kl == "analytic":
-            loss, nll, kl = functional.elbo(
-                self.entry,
-                "ELBOLoss",
-                "recon",
-                parameters,
-                x,
-                mu,
-                logvar,
-                self.prior,
-                weight,
-                mask,
-                self.beta,
-                scale,
-                reduce,
-            )
-            return ELBOTerms(loss, *(t.detach() if t.requires_grad else t for t in (nll, kl)))
-        nll = functional.nll(self.entry, "ELBOLoss", "recon", parameters, x, weight, mask)
-        kl = self._monte_carlo(mu, logvar, z, weight)
-        dropped = not isinstance(self.beta, Tensor) and self.beta == 0
-        loss = nll if dropped else nll + self.beta * kl
-        return ELBOTerms(loss.sum() * scale if reduce else loss, nll.detach(), kl.detach())
+            loss, nll, kl = functional.elbo(self.entry, names, parameters, x, mu, logvar, objective)
+        else:
+            loss, nll, kl = self._monte_carlo(names, parameters, x, mu, logvar, z, objective)
+        if self.validate_args:
+            checks.support("ELBOLoss", x, *self.entry.support, weight, mask)
+        return ELBOTerms(loss, *(t.detach() if t.requires_grad else t for t in (nll, kl)))
 
     def _parameters_of(self, recon: Reconstruction) -> tuple[Tensor | float, ...]:
         names = self.entry.parameters
@@ -141,22 +145,31 @@ class ELBOLoss(nn.Module):
             raise TypeError(f"ELBOLoss: recon must be {expected} for likelihood {self.likelihood!r}, got {got}")
         return tuple(recon)
 
-    def _monte_carlo(self, mu: Tensor, logvar: Tensor, z: Tensor | None, weight: Tensor | None) -> Tensor:
+    def _monte_carlo(
+        self,
+        names: tuple[str, ...],
+        parameters: tuple[Tensor | float, ...],
+        x: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        z: Tensor | None,
+        objective: functional.Objective,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, nll, kl), with log q(z|x) - log p(z) in place of the KL."""
+        prior, weight, mask, beta, scale, reduce = objective
+        nll = functional.nll(self.entry, names, parameters, x, weight, mask)
+        functional.same_batch("ELBOLoss", "recon", x, mu)
         if z is None:
             z = functional.reparameterize(mu, logvar)
-        kl = functional.monte_carlo_kl(z, mu, logvar, self.prior)
-        return kl if weight is None else torch.where(weight == 0, 0, weight * kl)
+        kl = functional.weighted_monte_carlo_kl("ELBOLoss", z, mu, logvar, prior, weight)
+        beta = torch.as_tensor(beta, dtype=kl.dtype, device=kl.device)
+        loss = scale * (nll + torch.where(beta == 0, 0, beta * kl))
+        return loss.sum() if reduce else loss, nll, kl
 
     def _scale(self, recon: Tensor | float) -> float:
         if not isinstance(recon, Tensor) or recon.dim() == 0 or self.reduction in ("sum", "none"):
             return 1.0
         return 1 / max(1, recon.shape[0] if self.reduction == "mean" else recon.numel())
-
-    def _validate(self, x: Tensor, weight: Tensor | None) -> None:
-        checks.target("ELBOLoss", x)
-        checks.support("ELBOLoss", x, *self.entry.support)
-        if weight is not None and bool((weight < 0).any()):
-            raise ValueError(f"ELBOLoss: weight must not be negative, got {weight.min().item():g}")
 
     def extra_repr(self) -> str:
         return f"{self.likelihood!r}, beta={self.beta}, reduction={self.reduction!r}, kl={self.kl!r}"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae_fast import functional
+from vae_fast import checks, functional
 from vae_fast.losses import ELBOLoss, ELBOTerms, Reconstruction
 
 
@@ -68,6 +68,8 @@ class VAE(nn.Module):
                 )
             output = output.chunk(2, dim=1)
         mu, logvar = output
+        if mu.dim() != 2:
+            raise ValueError(f"VAE: mu must have shape [B, Z], got {list(mu.shape)}")
         self.latent_dim = mu.shape[1]
         return mu, logvar
 
@@ -97,8 +99,9 @@ class VAE(nn.Module):
 
         `chunk`: how many draws are decoded at once.
         """
-        if num_samples < 1:
-            raise ValueError(f"VAE.log_evidence: num_samples must be positive, got {num_samples}")
+        for name, count in (("num_samples", num_samples), ("chunk", chunk)):
+            if count < 1:
+                raise ValueError(f"VAE.log_evidence: {name} must be positive, got {count}")
         mu, logvar = self.encode(x)
         weights = []
         for start in range(0, num_samples, chunk):
@@ -119,9 +122,10 @@ class VAE(nn.Module):
         self, recon: Reconstruction, x: Tensor, mu: Tensor, logvar: Tensor, weight: Tensor | None, mask: Tensor | None
     ) -> ELBOTerms:
         first = recon if isinstance(recon, Tensor) else recon[0]
-        if first.shape != x.shape and first[:1].numel() == x[:1].numel():
+        if first.shape != x.shape and first.numel() == x.numel() and len(first) == len(x):
+            if mask is not None:
+                mask = checks.element_mask("VAE", mask, x).reshape(first.shape)
             x = x.reshape(first.shape)
-            mask = mask.reshape(first.shape) if mask is not None and mask.numel() == first.numel() else mask
         return self.objective.terms(recon, x, mu, logvar, weight=weight, mask=mask)
 
     def _as_input(self, x: Tensor) -> Tensor:

@@ -9,11 +9,8 @@ namespace {
 template <template <class, int> class Accumulator>
 constexpr int parameters_of = Accumulator<float, kLanes>::kParameters;
 
-// Parameters and x, [B, D]
 template <int K>
-void read_observations(Arguments& in, Term<K>& term) {
-  for (Tensor& t : term.parameters) t = in.tensor();
-  const Tensor x = in.tensor();
+void set_observations(Term<K>& term, const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 2, "x must have shape [B, D]");
   term.set_size(x.size(0), x.size(1));
   term.rows.x = matrix(x, "x", x.size(0), x.size(1));
@@ -30,10 +27,13 @@ template <template <class, int> class Accumulator, template <class, int> class S
 void nll(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   Term<parameters_of<Accumulator>> term;
-  read_observations(in, term);
+  for (Tensor& t : term.parameters) t = in.tensor();
+  const Tensor x = in.tensor();
   const auto weight = in.optional_tensor(), mask = in.optional_tensor();
+  const int64_t asked = in.integer();
+  set_observations(term, x);
   term.set_selection(weight, mask);
-  term.allocate_gradients(in.integer());
+  term.allocate_gradients(asked);
   run_together({likelihood_work<Accumulator, Shared>(term)});
   Results out(stack);
   out.push(term.values());
@@ -72,8 +72,8 @@ struct Objective {
 
   explicit Objective(Arguments& in) : weight(in.optional_tensor()), mask(in.optional_tensor()) {
     const auto factor = in.optional_tensor();
-    beta = in.number() * (factor ? scalar(*factor, "beta_factor") : 1.);
-    scale = in.number(), reduce = in.flag(), asked = in.integer();
+    beta = in.number(), scale = in.number(), reduce = in.flag(), asked = in.integer();
+    if (factor) beta *= scalar(*factor, "beta_factor");
   }
 };
 
@@ -110,10 +110,11 @@ void elbo(StableIValue* stack, uint64_t, uint64_t) {
   constexpr int K = parameters_of<Accumulator>;
   Arguments in(stack);
   Term<K> reconstruction;
-  read_observations(in, reconstruction);
-  const Tensor mu = in.tensor(), logvar = in.tensor();
+  for (Tensor& t : reconstruction.parameters) t = in.tensor();
+  const Tensor x = in.tensor(), mu = in.tensor(), logvar = in.tensor();
   const auto prior_mu = in.optional_tensor(), prior_logvar = in.optional_tensor();
-  const Objective objective(in);
+  Objective objective(in);
+  set_observations(reconstruction, x);
   STD_TORCH_CHECK(mu.dim() == 2 && mu.size(0) == reconstruction.rows.rows, "mu must have shape [B, Z]");
   STD_TORCH_CHECK(prior_mu.has_value() == prior_logvar.has_value(), "prior_mu and prior_logvar go together");
 

@@ -154,15 +154,18 @@ void for_each_unit(const Latent<K>& p, const F& run) {
   });
 }
 
-// Reads mu, logvar, prior_mu?, prior_logvar? and calls `run` with a Latent of 2 or 4 parameters and its divergence
+// mu, logvar, prior_mu?, prior_logvar? as they stand among an operator's arguments
 struct Posterior {
   Tensor mu, logvar;
   std::optional<Tensor> prior_mu, prior_logvar;
 
   explicit Posterior(Arguments& in)
-      : mu(in.tensor()), logvar(in.tensor()), prior_mu(in.optional_tensor()), prior_logvar(in.optional_tensor()) {
+      : mu(in.tensor()), logvar(in.tensor()), prior_mu(in.optional_tensor()), prior_logvar(in.optional_tensor()) {}
+
+  bool has_prior() const {
     STD_TORCH_CHECK(mu.dim() == 2, "mu must have shape [B, Z]");
     STD_TORCH_CHECK(prior_mu.has_value() == prior_logvar.has_value(), "prior_mu and prior_logvar go together");
+    return prior_mu.has_value();
   }
 };
 
@@ -180,11 +183,11 @@ Latent<K> latent(const Tensor (&parameters)[K]) {
   return p;
 }
 
-template <template <class, int> class Kl, int K>
-void forward(Latent<K>& p) {
-  if (accumulate_type(p.parameters) == ScalarType::Double)
-    for_each_unit(p, [&](const Unit& u) { forward_unit<Kl<double, 1>, double>(p, u); });
-  else for_each_unit(p, [&](const Unit& u) { forward_unit<Kl<float, 1>, float>(p, u); });
+// run(T(), unit) for every unit, T the dtype that the parameters ask for
+template <int K, class F>
+void for_each_unit_in_type(const Latent<K>& p, const F& run) {
+  if (accumulate_type(p.parameters) == ScalarType::Double) for_each_unit(p, [&](const Unit& u) { run(double{}, u); });
+  else for_each_unit(p, [&](const Unit& u) { run(float{}, u); });
 }
 
 template <template <class, int> class Kl, int K>
@@ -194,7 +197,10 @@ void sample_and_divergence(const Tensor (&parameters)[K], uint64_t seed, Tensor&
   z = empty({p.rows, p.columns}, parameters[0].scalar_type());
   p.z = output(z);
   if (kl) p.sums.assign(p.rows * p.pieces(), 0.);
-  forward<Kl>(p);
+  for_each_unit_in_type(p, [&](auto zero, const Unit& u) {
+    using T = decltype(zero);
+    forward_unit<Kl<T, 1>, T>(p, u);
+  });
   if (!kl) return;
   *kl = vector(p.rows, accumulate_type(p.parameters), [&, pieces = p.pieces()](int64_t b) {
     double value = 0;
@@ -206,10 +212,10 @@ void sample_and_divergence(const Tensor (&parameters)[K], uint64_t seed, Tensor&
 // (mu, logvar, seed) -> z
 void reparameterize(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  const Tensor mu = in.tensor(), logvar = in.tensor();
+  const Tensor mu = in.tensor(), logvar = in.tensor(), seed = in.tensor();
   STD_TORCH_CHECK(mu.dim() == 2, "mu must have shape [B, Z]");
   Tensor z;
-  sample_and_divergence<StandardKl, 2>({mu, logvar}, read_seed(in.tensor()), z, nullptr);
+  sample_and_divergence<StandardKl, 2>({mu, logvar}, read_seed(seed), z, nullptr);
   Results(stack).push(z);
 }
 
@@ -217,20 +223,14 @@ void reparameterize(StableIValue* stack, uint64_t, uint64_t) {
 void sample_kl(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   const Posterior q(in);
-  const uint64_t seed = read_seed(in.tensor());
+  const Tensor seed = in.tensor();
   Tensor z, kl;
-  if (q.prior_mu) sample_and_divergence<GaussianKl, 4>({q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, seed, z, &kl);
-  else sample_and_divergence<StandardKl, 2>({q.mu, q.logvar}, seed, z, &kl);
+  if (q.has_prior())
+    sample_and_divergence<GaussianKl, 4>({q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, read_seed(seed), z, &kl);
+  else sample_and_divergence<StandardKl, 2>({q.mu, q.logvar}, read_seed(seed), z, &kl);
   Results out(stack);
   out.push(z);
   out.push(kl);
-}
-
-template <template <class, int> class Kl, int K>
-void backward(Latent<K>& p) {
-  if (accumulate_type(p.parameters) == ScalarType::Double)
-    for_each_unit(p, [&](const Unit& u) { backward_unit<Kl<double, 1>, double>(p, u); });
-  else for_each_unit(p, [&](const Unit& u) { backward_unit<Kl<float, 1>, float>(p, u); });
 }
 
 template <template <class, int> class Kl, int K>
@@ -245,7 +245,10 @@ void sample_backward(const Tensor (&parameters)[K], const std::optional<Tensor>&
     gradients[k] = empty({p.rows, p.columns}, parameters[k].scalar_type());
     p.gradients[k] = output(gradients[k]);
   }
-  backward<Kl>(p);
+  for_each_unit_in_type(p, [&](auto zero, const Unit& u) {
+    using T = decltype(zero);
+    backward_unit<Kl<T, 1>, T>(p, u);
+  });
 }
 
 // The prior's gradients, summed where it is repeated
@@ -263,13 +266,13 @@ void sample_kl_backward(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   const auto dz = in.optional_tensor(), dkl = in.optional_tensor();
   const Posterior q(in);
-  const uint64_t seed = read_seed(in.tensor());
+  const Tensor seed = in.tensor();
   const int64_t asked = in.integer();
   Tensor gradients[4];
   for (int k = 2; k < 4; ++k) gradients[k] = empty({0}, q.mu.scalar_type());
-  if (q.prior_mu)
-    sample_backward<GaussianKl, 4>({q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, dz, dkl, seed, gradients);
-  else sample_backward<StandardKl, 2>({q.mu, q.logvar}, dz, dkl, seed, gradients);
+  if (q.has_prior())
+    sample_backward<GaussianKl, 4>({q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, dz, dkl, read_seed(seed), gradients);
+  else sample_backward<StandardKl, 2>({q.mu, q.logvar}, dz, dkl, read_seed(seed), gradients);
   if (q.prior_mu && dkl && asked & 0b1100) prior_gradients(q, *dkl, asked, gradients);
   Results(stack).push(gradients);
 }
@@ -292,7 +295,7 @@ void gaussian_kl(StableIValue* stack, uint64_t, uint64_t) {
   const auto weight = in.optional_tensor();
   const int64_t asked = in.integer();
   Results out(stack);
-  if (q.prior_mu) {
+  if (q.has_prior()) {
     Term<4> term{{}, {q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, {}};
     return divergence<GaussianKl>(term, weight, asked, out);
   }
@@ -306,57 +309,11 @@ void monte_carlo_kl(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   Term<5> term;
   for (Tensor& t : term.parameters) t = in.tensor();
-  STD_TORCH_CHECK(term.parameters[0].dim() == 2, "z must have shape [B, Z]");
   const auto weight = in.optional_tensor();
   const int64_t asked = in.integer();
+  STD_TORCH_CHECK(term.parameters[0].dim() == 2, "z must have shape [B, Z]");
   Results out(stack);
   divergence<LogRatio>(term, weight, asked, out);
-}
-
-template <class T>
-VAE_FAST_CLONES void scale_block(T* values, T factor, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) values[i] *= factor;
-}
-
-template <class T>
-void scale_row(const Matrix& m, int64_t row, int64_t columns, T factor) {
-  T buffer[kBlock];
-  for (int64_t column = 0; column < columns; column += kBlock) {
-    const int64_t n = std::min<int64_t>(kBlock, columns - column);
-    T* values = const_cast<T*>(load(m, row, column, n, buffer));
-    scale_block(values, factor, n);
-    if (values == buffer) store(buffer, m, row, column, n);
-  }
-}
-
-// (gradient [B, D], factor [] or [B]): gradient *= factor in place; rows whose factor is 1 are not touched
-void scale_rows_(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments in(stack);
-  const Tensor gradient = in.tensor(), factor = in.tensor();
-  STD_TORCH_CHECK(gradient.dim() == 2, "gradient must have shape [B, D]");
-  const int64_t rows = gradient.size(0), columns = gradient.size(1);
-  const Matrix m = parameter(gradient, "gradient", rows, columns);
-  const bool one = factor.dim() == 0;
-  STD_TORCH_CHECK(
-      factor.is_cpu() && is_floating(factor.scalar_type()) && (one || (factor.dim() == 1 && factor.size(0) == rows)),
-      "factor must be a floating point CPU tensor of shape [] or [", rows, "]");
-  const Matrix f{static_cast<char*>(factor.data_ptr()), factor.scalar_type(), one ? 0 : factor.stride(0), 1};
-  const auto factor_of = [&](int64_t row) {
-    double buffer;
-    return *load(f, row, 0, 1, &buffer);
-  };
-  int64_t first = 0;
-  while (first < rows && factor_of(first) == 1) first = f.row_stride == 0 ? rows : first + 1;
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns));
-  torch::stable::parallel_for(first, rows, grain,
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t row = begin; row < end; ++row) {
-                                  const double value = factor_of(row);
-                                  if (value == 1) continue;
-                                  if (m.type == ScalarType::Double) scale_row<double>(m, row, columns, value);
-                                  else scale_row<float>(m, row, columns, static_cast<float>(value));
-                                }
-                              });
 }
 
 }  // namespace
@@ -367,7 +324,6 @@ STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {
   m.impl("sample_kl_backward", &sample_kl_backward);
   m.impl("gaussian_kl", &gaussian_kl);
   m.impl("monte_carlo_kl", &monte_carlo_kl);
-  m.impl("scale_rows_", &scale_rows_);
 }
 
 }  // namespace vae_fast

@@ -24,7 +24,8 @@ constexpr int kLanes = 16;
 constexpr int kBlock = 512;  // observations staged at once: 32 steps a lane, whose rounding stays below 1e-6
 constexpr int64_t kChunk = 32 * kBlock;  // of a row, for one thread
 constexpr int64_t kGrain = 32768;        // observations that are worth a thread
-constexpr int64_t kGroups = 64;          // of rows, where a gradient is summed over rows
+constexpr int64_t kGroups = 64;          // of rows, where a gradient is summed over rows; fewer where rows are long
+constexpr int64_t kSums = 1 << 20;       // of such a gradient, over all groups
 
 // One parameter's gradient. Summed over rows or columns where the parameter is repeated along them.
 struct Gradient {
@@ -39,12 +40,13 @@ template <int K>
 struct Rows {
   int64_t rows = 0, columns = 0;
   Matrix parameters[K], x, mask;  // x and mask may be absent
-  Matrix weight;                  // [rows] or absent: a row of weight 0 is not read
+  Matrix weight;                  // [rows] or absent: a row of weight 0 is not used
   double scale = 1;               // of the gradients, beside the weight
   Gradient gradients[K];
   std::vector<double> values;  // [rows, chunks]
 
   int64_t chunks() const { return columns > kChunk ? (columns + kChunk - 1) / kChunk : 1; }
+  int64_t cell(int64_t row, int64_t column) const { return row * chunks() + column / kChunk; }
   double row_weight(int64_t row) const {
     double w = 1;
     return weight.data ? *load(weight, row, 0, 1, &w) : w;
@@ -119,8 +121,11 @@ inline __attribute__((always_inline)) T accumulate(const T* const* parameters, c
   return add_lanes(sums);
 }
 
-// Observations that the mask leaves, moved together: their places in `kept`, their number returned
-inline __attribute__((always_inline)) int select(const Matrix& mask, int64_t row, int64_t column, int n, int* kept) {
+// Places of the observations that count, by the mask and the row's weight; their number is returned
+inline __attribute__((always_inline)) int select(const Matrix& mask, double weight, int64_t row, int64_t column, int n,
+                                                 int* kept) {
+  if (weight == 0) return 0;
+  if (!mask.data) return n;
   int count = 0;
   for (int i = 0; i < n; ++i) {
     kept[count] = i;
@@ -129,56 +134,56 @@ inline __attribute__((always_inline)) int select(const Matrix& mask, int64_t row
   return count;
 }
 
+// A block's gradient, where it belongs: summed, rounded to its dtype, or already in place
+template <class T, int K>
+inline __attribute__((always_inline)) void deliver(const Rows<K>& p, Gradient& g, const T* computed, const T* buffer,
+                                                   int64_t row, int64_t column, int n, int64_t group) {
+  if (g.over_columns) {
+    double sum = 0;
+    for (int i = 0; i < n; ++i) sum += computed[i];
+    g.sums[p.cell(row, column)] += sum;
+  } else if (g.over_rows) {
+    double* sums = g.sums.data() + group * p.columns + column;
+    for (int i = 0; i < n; ++i) sums[i] += computed[i];
+  } else if (computed == buffer) {
+    store(computed, g.to, row, column, n);
+  }
+}
+
 // One block of one row
 template <template <class, int> class Accumulator, class T, bool GRADIENTS, int K>
 VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
-  using A = Accumulator<T, kLanes>;
-  T staged[K + 1][kBlock], packed[K + 1][kBlock], computed[K][kBlock];
+  T staged[K + 1][kBlock], packed[K + 1][kBlock], buffers[K][kBlock], scattered[GRADIENTS ? K : 1][kBlock];
   const T* in[K + 1];
   T *out[K], *target[K];
-  const double weight = p.row_weight(row);
-  const T scale = static_cast<T>(weight * p.scale);
   for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, n, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
   for (int k = 0; k < K; ++k)
-    target[k] = out[k] =
-        p.gradients[k].direct() ? destination(p.gradients[k].to, row, column, computed[k]) : computed[k];
+    target[k] = out[k] = p.gradients[k].direct() ? destination(p.gradients[k].to, row, column, buffers[k]) : buffers[k];
 
-  int kept[kBlock], count = n;
-  if (weight == 0) count = 0;
-  else if (p.mask.data) count = select(p.mask, row, column, n, kept);
-  if (count != n)
+  int kept[kBlock];
+  const double weight = p.row_weight(row);
+  const int count = select(p.mask, weight, row, column, n, kept);
+  if (count != n) {  // what counts, moved together
     for (int k = 0; k <= K; ++k) {
       for (int i = 0; i < count; ++i) packed[k][i] = in[k][kept[i]];
       in[k] = packed[k];
     }
-  T scattered[GRADIENTS ? K : 1][kBlock];
-  if (GRADIENTS && count != n)
-    for (int k = 0; k < K; ++k) out[k] = scattered[k];
+    for (int k = 0; GRADIENTS && k < K; ++k) out[k] = scattered[k];
+  }
 
-  const int64_t chunk = column / kChunk, cell = row * p.chunks() + chunk;
-  if (count > 0) p.values[cell] += accumulate<A, GRADIENTS, T>(in, in[K], out, scale, count);
-  if (!GRADIENTS) return;
-
-  for (int k = 0; k < K; ++k) {
+  const T scale = static_cast<T>(weight * p.scale);
+  if (count > 0)
+    p.values[p.cell(row, column)] += accumulate<Accumulator<T, kLanes>, GRADIENTS, T>(in, in[K], out, scale, count);
+  for (int k = 0; GRADIENTS && k < K; ++k) {
     Gradient& g = p.gradients[k];
     if (!g.to.data) continue;
-    if (scale == 0)
-      for (int i = 0; i < count; ++i) out[k][i] = 0;
+    if (scale == 0) std::fill(out[k], out[k] + count, T(0));
     if (count != n) {
-      for (int i = 0; i < n; ++i) target[k][i] = 0;
+      std::fill(target[k], target[k] + n, T(0));
       for (int i = 0; i < count; ++i) target[k][kept[i]] = out[k][i];
     }
-    if (g.over_columns) {
-      double sum = 0;
-      for (int i = 0; i < n; ++i) sum += target[k][i];
-      g.sums[cell] += sum;
-    } else if (g.over_rows) {
-      double* sums = g.sums.data() + group * p.columns + column;
-      for (int i = 0; i < n; ++i) sums[i] += target[k][i];
-    } else if (target[k] == computed[k]) {
-      store(target[k], g.to, row, column, n);
-    }
+    deliver(p, g, target[k], buffers[k], row, column, n, group);
   }
 }
 
@@ -219,7 +224,8 @@ Work work_on(Rows<K>& p) {
   const int64_t chunks = p.chunks();
   int64_t groups = p.rows;
   for (const Gradient& g : p.gradients)
-    if (g.to.data && g.over_rows && !g.over_columns) groups = std::min(p.rows, kGroups);
+    if (g.to.data && g.over_rows && !g.over_columns)
+      groups = std::min(p.rows, std::clamp<int64_t>(kSums / std::max<int64_t>(1, p.columns), 1, kGroups));
   for (Gradient& g : p.gradients)
     if (g.to.data && !g.direct())
       g.sums.assign(std::max<int64_t>(1, g.over_columns ? p.rows * chunks : std::max<int64_t>(1, groups) * p.columns),

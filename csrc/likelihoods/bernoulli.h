@@ -1,5 +1,5 @@
-// Bernoulli: -log p(x | l) = -x log sigmoid(l) - (1 - x) log sigmoid(-l) = |l|/2 - l (x - 1/2) + log1p(e^-|l|),
-// x in [0, 1].
+// Bernoulli: -log p(x | l) = -x log sigmoid(l) - (1 - x) log sigmoid(-l) = |l| d + log1p(e^-|l|), x in [0, 1], where d is
+// x's distance from the side that l is on: 1 - x for l >= 0, x for l < 0. No term is negative, so nothing cancels.
 #pragma once
 
 #include "../math.h"
@@ -16,7 +16,7 @@ struct Bernoulli {
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T (&gradients)[1]) {
     const T l = parameters[0], a = magnitude(l);
     const T e = exp_nonpositive(-a);
-    linear[lane] += T(0.5) * a - l * (x - T(0.5));
+    linear[lane] += a * (l < T(0) ? x : T(1) - x);
     q[lane] = q[lane] * e + (q[lane] + e);
     gradients[0] = (l < T(0) ? e : T(1)) / (T(1) + e) - x;
   }

@@ -8,12 +8,8 @@ import torch
 
 from vae_fast.ops.library import build_record, unavailable
 
-BACKENDS = {
-    "reference": None,
-    "cpp": "cpu",
-    "triton": "cuda",
-    "cuda": "cuda",
-}  # and the device each serves, None for any
+# Each with the device that it serves, None for any
+BACKENDS = {"reference": None, "cpp": "cpu", "triton": "cuda", "cuda": "cuda"}
 
 
 def _checked(name: str, source: str) -> str:
@@ -67,8 +63,8 @@ def report() -> str:
             f"{name:<10} {'any' if device is None else device:<5} "
             + ("available" if reason is None else f"unavailable: {reason}")
         )
-    lines.append(
-        f"forced     {_forced}" if _forced else "chosen by the tensors' device: cpu -> cpp, others -> reference"
-    )
+    on_cpu = "reference" if unavailable("cpp") else "cpp"
+    chosen = f"chosen by the tensors' device: cpu -> {on_cpu}, others -> reference"
+    lines.append(f"forced     {_forced}" if _forced else chosen)
     lines += [f"build      {key}: {value}" for key, value in build_record().items()]
     return "\n".join(lines)

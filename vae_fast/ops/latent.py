@@ -11,14 +11,14 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.ops.library import LIBRARY, define, recording
-from vae_fast.ops.likelihoods import differentiate, empty_gradients, sum_dtype
-from vae_fast.ops.onepass import Function, OnePassOperator, autograd_kernel, differentiates_once
+from vae_fast.ops.likelihoods import differentiate, empty_gradients
+from vae_fast.ops.onepass import Function, OnePassOperator, autograd_kernel, differentiates_once, wants_gradient
 
 _POSTERIOR = "Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar"
 _GRADIENTS = "Tensor dmu, Tensor dlogvar, Tensor dprior_mu, Tensor dprior_logvar"
 
 
-def _prior(mu: Tensor | None, logvar: Tensor | None) -> reference.latent.Prior | None:
+def _pair(mu: Tensor | None, logvar: Tensor | None) -> reference.latent.Prior | None:
     return None if mu is None or logvar is None else (mu, logvar)
 
 
@@ -33,14 +33,14 @@ def _sample_fake(mu: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
 def _sample_kl_fake(
     mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    kl_dtype = sum_dtype(*_present(mu, logvar, prior_mu, prior_logvar))
+    kl_dtype = reference.sum_dtype(*_present(mu, logvar, prior_mu, prior_logvar))
     return mu.new_empty(mu.shape), mu.new_empty(mu.shape[:1], dtype=kl_dtype)
 
 
 def _sample_kl_kernel(
     mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return reference.sample_kl(mu, logvar, seed, _prior(prior_mu, prior_logvar))
+    return reference.sample_kl(mu, logvar, seed, _pair(prior_mu, prior_logvar))
 
 
 def _backward_fake(dz: Any, dkl: Any, *args: Any) -> tuple[Tensor, ...]:
@@ -52,7 +52,7 @@ def _backward_kernel(dz: Any, dkl: Any, *args: Any) -> tuple[Tensor, ...]:
     *posterior, seed, asked = args
 
     def value(mu: Tensor, logvar: Tensor, *prior: Any) -> tuple[Tensor, None]:
-        z, kl = reference.sample_kl(mu, logvar, seed, _prior(*prior))
+        z, kl = reference.sample_kl(mu, logvar, seed, _pair(*prior))
         total = kl.new_zeros(()) * mu.sum()
         if dz is not None:
             total = total + (z * dz).sum()
@@ -63,7 +63,7 @@ def _backward_kernel(dz: Any, dkl: Any, *args: Any) -> tuple[Tensor, ...]:
 
 def _kl_fake(*args: Any) -> tuple[Tensor, ...]:
     *parameters, _, asked = args
-    kl = parameters[0].new_empty(parameters[0].shape[:1], dtype=sum_dtype(*_present(*parameters)))
+    kl = parameters[0].new_empty(parameters[0].shape[:1], dtype=reference.sum_dtype(*_present(*parameters)))
     return (kl, *empty_gradients(tuple(parameters), asked, parameters[0]))
 
 
@@ -72,9 +72,9 @@ def _weighted_kernel(divergence: Any) -> Any:
         *parameters, weight, asked = args
 
         def value(*leaves: Any) -> tuple[Tensor, Tensor]:
-            *posterior, prior_mu, prior_logvar = leaves
-            kl = divergence(*posterior, _prior(prior_mu, prior_logvar))
-            kl = kl if weight is None else torch.where(weight == 0, 0, kl * weight.to(kl.dtype))
+            count = len(leaves) - 2
+            selected = reference.select_rows(weight, *_present(*leaves))
+            kl = reference.weighted(divergence(*selected[:count], tuple(selected[count:]) or None), weight)
             return kl, kl.detach()
 
         kl, gradients = differentiate(value, tuple(parameters), asked, parameters[0])
@@ -133,14 +133,14 @@ class SampleKl(Function):
     @staticmethod
     @differentiates_once
     def backward(ctx: Any, dz: Tensor | None, dkl: Tensor | None = None) -> Any:
-        needs = ctx.needs_input_grad
         if dz is None and dkl is None:
             return (None,) * 6
-        asked = sum(1 << k for k in range(4) if needs[k])
+        mu, logvar, prior_mu, prior_logvar = (bool(n) for n in ctx.needs_input_grad[:4])
+        asked = mu | logvar << 1 | prior_mu << 2 | prior_logvar << 3
         with torch._C._AutoDispatchBelowAutograd():
             gradients = SAMPLE_KL_BACKWARD(dz, dkl, *ctx.saved_tensors, asked)
-        has = (True, True, dkl is not None, dkl is not None)
-        return (*(g if needs[k] and has[k] else None for k, g in enumerate(gradients)), None, None)
+        computed = asked if dkl is not None else asked & 3
+        return (*(g if computed >> k & 1 else None for k, g in enumerate(gradients)), None, None)
 
 
 def _sample(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor, divergence: bool) -> Any:
@@ -150,14 +150,10 @@ def _sample(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: 
         return REPARAMETERIZE(mu, logvar, seed)
 
 
-def _wants_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 def _sample_autograd(*args: Any) -> Any:
     divergence = len(args) == 5
     mu, logvar, prior_mu, prior_logvar, seed = args if divergence else (*args[:2], None, None, args[2])
-    run = SampleKl.apply if _wants_gradient(mu, logvar, prior_mu, prior_logvar) else _sample
+    run = SampleKl.apply if wants_gradient(mu, logvar, prior_mu, prior_logvar) else _sample
     return run(mu, logvar, prior_mu, prior_logvar, seed, divergence)
 
 
@@ -170,14 +166,5 @@ def sample(mu: Tensor, logvar: Tensor, prior: Any, seed: Tensor, divergence: boo
     prior_mu, prior_logvar = prior if prior is not None else (None, None)
     if torch.compiler.is_compiling():
         return SAMPLE_KL(mu, logvar, prior_mu, prior_logvar, seed) if divergence else REPARAMETERIZE(mu, logvar, seed)
-    run = SampleKl.apply if _wants_gradient(mu, logvar, prior_mu, prior_logvar) else _sample
+    run = SampleKl.apply if wants_gradient(mu, logvar, prior_mu, prior_logvar) else _sample
     return run(mu, logvar, prior_mu, prior_logvar, seed, divergence)
-
-
-def _scale_kernel(gradient: Tensor, factor: Tensor) -> None:
-    gradient.mul_(factor if factor.dim() == 0 else factor.unsqueeze(1))
-
-
-SCALE_ROWS = define(
-    "scale_rows_(Tensor(a!) gradient, Tensor factor) -> ()", lambda gradient, factor: None, _scale_kernel
-)

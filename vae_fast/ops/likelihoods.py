@@ -17,11 +17,6 @@ from vae_fast.ops.onepass import OnePassOperator, autograd_kernel
 _LATENT = ("mu", "logvar", "prior_mu", "prior_logvar")
 
 
-def sum_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype of values: float64 where any tensor is, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
 def empty_gradients(tensors: tuple[Tensor | None, ...], asked: int, fallback: Tensor) -> list[Tensor]:
     """Shapes of the gradients: as the tensor's where asked for, else of no elements."""
     return [
@@ -53,7 +48,7 @@ def _define_nll(entry: Likelihood) -> OnePassOperator:
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
         parameters, x, asked = args[:count], args[count], args[-1]
-        nll = x.new_empty(x.shape[:1], dtype=sum_dtype(*parameters))
+        nll = x.new_empty(x.shape[:1], dtype=reference.sum_dtype(*parameters))
         return (nll, *empty_gradients(parameters, asked, x))
 
     def kernel(*args: Any) -> tuple[Tensor, ...]:
@@ -84,9 +79,9 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
         tensors, x, (*_, reduce, asked) = split(args)
-        nll = x.new_empty(x.shape[:1], dtype=sum_dtype(*tensors[:count]))
-        kl = x.new_empty(x.shape[:1], dtype=sum_dtype(*(t for t in tensors[count:] if t is not None)))
-        loss = x.new_empty(() if reduce else x.shape[:1], dtype=sum_dtype(nll, kl))
+        nll = x.new_empty(x.shape[:1], dtype=reference.sum_dtype(*tensors[:count]))
+        kl = x.new_empty(x.shape[:1], dtype=reference.sum_dtype(*(t for t in tensors[count:] if t is not None)))
+        loss = x.new_empty(() if reduce else x.shape[:1], dtype=reference.sum_dtype(nll, kl))
         return (loss, nll, kl, *empty_gradients(tensors, asked, x))
 
     def kernel(*args: Any) -> tuple[Tensor, ...]:

@@ -13,26 +13,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-_ONCE = "vae_fast's operators differentiate once; for second derivatives use vae_fast.backend('reference')"
+from vae_fast.ops.library import define
+
+_ONCE = "vae_fast's operators differentiate once; for create_graph use vae_fast.backend('reference')"
 
 
 def differentiates_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """A backward whose results, under create_graph, raise where they are differentiated again.
+    """A backward that raises where its result is to be differentiated again (create_graph).
 
-    torch's `once_differentiable` lets them pass as constants unless the incoming gradient requires grad.
+    torch's `once_differentiable` lets results pass as constants where the incoming gradient needs no gradient itself.
     """
 
     @functools.wraps(backward)
     def wrapped(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
-        if not torch.is_grad_enabled():
-            return backward(ctx, *incoming)
-        with torch.no_grad():
-            result = backward(ctx, *incoming)
-        bar = torch._C._functions.DelayedError(_ONCE, 1)
-        return tuple(None if g is None else bar(g.detach().requires_grad_()) for g in result)
+        if torch.is_grad_enabled():
+            raise RuntimeError(_ONCE)
+        return backward(ctx, *incoming)
 
     return wrapped
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd must see the call. True in forward mode too, where torch.autograd.Function raises."""
+    if forward_ad._current_level >= 0:
+        return True
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,7 @@ class OnePassOperator:
     reduce: int | None = None
 
     def wants_gradient(self, arguments: Sequence[Any]) -> bool:
-        if torch.is_grad_enabled():
-            for i in self.differentiable:
-                if arguments[i] is not None and arguments[i].requires_grad:
-                    return True
-        return False
+        return wants_gradient(*[arguments[i] for i in self.differentiable])
 
     def call(self, arguments: Sequence[Any], asked: int) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -72,13 +79,16 @@ class OnePassOperator:
 
 
 class Function(torch.autograd.Function):
-    """torch's, with a shorter way to call it: 2 microseconds of Python that only functorch transforms need are skipped."""
+    """torch's, called without its Python wrapper, 2 microseconds that only functorch's transforms need.
+
+    Skipped is `unwrap_dead_wrappers`: a tensor that has outlived its transform is an error of the caller's.
+    """
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
-        return super(torch.autograd.Function, cls).apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
 class OnePass(Function):
@@ -123,10 +133,31 @@ class OnePass(Function):
         return tuple(result)
 
 
+def _times(gradient: Tensor, factor: Tensor) -> Tensor:
+    """gradient [B, D] times factor, [] or [B]; a factor of 0 selects, it doesn't multiply."""
+    factor = factor if factor.dim() == 0 else factor.unsqueeze(1)
+    return torch.where(factor == 0, 0, gradient * factor).to(gradient.dtype)
+
+
+def _scale_kernel(gradient: Tensor, factor: Tensor) -> None:
+    gradient.copy_(_times(gradient, factor))
+
+
+SCALE_ROWS = define(
+    "scale_rows_(Tensor(a!) gradient, Tensor factor) -> ()", lambda gradient, factor: None, _scale_kernel
+)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in the wider dtype: torch would let a 0-dim float32 fall to a float16 vector's."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype) * b.to(dtype)
+
+
 def _again(operator: OnePassOperator, arguments: list[Any], asked: int, dvalue: Tensor) -> Any:
     weight = arguments[operator.weight]
     rows = arguments[operator.rows].size(0)
-    arguments[operator.weight] = dvalue.expand(rows) if weight is None else dvalue * weight
+    arguments[operator.weight] = dvalue.expand(rows) if weight is None else _product(dvalue, weight)
     return operator.call(arguments, asked)[operator.values :]
 
 
@@ -135,21 +166,22 @@ def _scaled(ctx: Any, dvalue: Tensor) -> Sequence[Tensor]:
     gradients = ctx.gradients
     scalar = dvalue.dim() == 0
     if _must_keep(dvalue):
-        factor = dvalue if scalar else dvalue.unsqueeze(1)
-        return [(g * factor).to(g.dtype) if g.numel() else g for g in gradients]
+        return [_times(g, dvalue) if g.numel() else g for g in gradients]
     ctx.gradients = ()
     if scalar and dvalue.is_cpu and dvalue.item() == 1:
         return gradients
     with torch._C._AutoDispatchBelowAutograd():
         for g in gradients:
             if g.numel():
-                torch.ops.vae_fast.scale_rows_.default(g, dvalue)
+                SCALE_ROWS(g, dvalue)
     return gradients
 
 
 def _must_keep(dvalue: Tensor) -> bool:
     """True while a graph is traced (the tensors stand for others) or kept for another backward pass."""
     if torch.compiler.is_compiling() or type(dvalue) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    if torch._C._functorch.is_batchedtensor(dvalue):
         return True
     return torch._C._autograd._get_current_graph_task_keep_graph()
 

@@ -5,11 +5,20 @@ Every function reads like its formula and is differentiable, twice too. Tests an
 
 from vae_fast.reference.bernoulli import bernoulli, bernoulli_probs
 from vae_fast.reference.gaussian import gaussian
-from vae_fast.reference.latent import gaussian_kl, log_evidence, monte_carlo_kl, reparameterize, sample_kl
-from vae_fast.reference.objective import elbo, nll
+from vae_fast.reference.latent import (
+    Prior,
+    gaussian_kl,
+    log_evidence,
+    monte_carlo_kl,
+    reparameterize,
+    sample_kl,
+    sum_dtype,
+)
+from vae_fast.reference.objective import elbo, nll, select_rows, weighted
 from vae_fast.reference.philox import normals, philox
 
 __all__ = [
+    "Prior",
     "bernoulli",
     "bernoulli_probs",
     "elbo",
@@ -22,4 +31,7 @@ __all__ = [
     "philox",
     "reparameterize",
     "sample_kl",
+    "select_rows",
+    "sum_dtype",
+    "weighted",
 ]

@@ -5,9 +5,13 @@ from torch import Tensor
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
-    """-log p(x | l) = -x log sigmoid(l) - (1 - x) log sigmoid(-l) = |l|/2 - l (x - 1/2) + log1p(e^-|l|)."""
-    magnitude = logits.abs()
-    return magnitude / 2 - logits * (x - 0.5) + torch.log1p(torch.exp(-magnitude))
+    """-log p(x | l) = -x log sigmoid(l) - (1 - x) log sigmoid(-l) = |l| d + log1p(e^-|l|).
+
+    d = 1 - x where l >= 0, x elsewhere: no term is negative, nothing cancels.
+    """
+    negative = logits < 0
+    magnitude = torch.where(negative, -logits, logits)
+    return magnitude * torch.where(negative, x, 1 - x) + torch.log1p(torch.exp(-magnitude))
 
 
 def bernoulli_probs(probs: Tensor, x: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ from vae_fast.reference.philox import normals
 Prior = tuple[Tensor, Tensor]
 
 
+def sum_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of sums and values: float64 where any tensor is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
 def _wide(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in the dtype that sums are taken in: float32, or float64 where any of them is."""
-    dtype = torch.float32
-    for t in tensors:
-        dtype = torch.promote_types(dtype, t.dtype)
+    dtype = sum_dtype(*tensors)
     return [t.to(dtype) for t in tensors]
 
 
@@ -66,6 +68,7 @@ def monte_carlo_kl(z: Tensor, mu: Tensor, logvar: Tensor, prior: Prior | None = 
 
 def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
     """log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) from [K, B] log-densities; a column of -inf: -inf, with gradient 0."""
+    log_px_z, log_pz, log_qz_x = _wide(log_px_z, log_pz, log_qz_x)
     log_weight = log_px_z + log_pz - log_qz_x
     top = log_weight.detach().amax(0)
     top = torch.where(top == -math.inf, 0, top)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vae_fast.reference.latent import Prior, gaussian_kl
+from vae_fast.reference.latent import Prior, gaussian_kl, sum_dtype
 
 Elementwise = Callable[..., Tensor]
 _SAFE = 0.5  # a parameter in the interior of every likelihood's domain: stands in where a mask hides the true one
@@ -15,14 +15,18 @@ def _intensity(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
 
 
-def _sum_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def _weighted(values: Tensor, weight: Tensor | None) -> Tensor:
+def weighted(values: Tensor, weight: Tensor | None) -> Tensor:
+    """values [B] times weight [B]; 0 where the weight is, whatever the value."""
     if weight is None:
         return values
     return torch.where(weight == 0, 0, values * weight.to(values.dtype))
+
+
+def select_rows(weight: Tensor | None, *tensors: Tensor) -> list[Tensor]:
+    """The tensors [B, ...], with 0 in rows of weight 0."""
+    if weight is None:
+        return list(tensors)
+    return [torch.where((weight != 0).reshape(_columns(t)), t, 0) for t in tensors]
 
 
 def _columns(t: Tensor) -> tuple[int, ...]:
@@ -37,8 +41,8 @@ def nll(
     weight: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """-log p(x | parameters) summed over features, times weight, [B]. What is masked or of weight 0 is not read."""
-    dtype = _sum_dtype(parameters)
+    """-log p(x | parameters) summed over features, times weight, [B]. What is masked or of weight 0 is not used."""
+    dtype = sum_dtype(*parameters)
     wide = [p.to(dtype) for p in parameters]
     target = _intensity(x, dtype)
     if weight is not None:
@@ -50,7 +54,7 @@ def nll(
     terms = likelihood(*wide, target)
     if mask is not None:
         terms = torch.where(mask, terms, 0)
-    return _weighted(terms.flatten(1).sum(1), weight)
+    return weighted(terms.flatten(1).sum(1), weight)
 
 
 def elbo(
@@ -69,10 +73,8 @@ def elbo(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, nll [B], kl [B]); loss = scale (nll + beta kl), summed over the batch if reduce. beta = 0 drops the KL."""
     reconstruction = nll(likelihood, parameters, x, weight=weight, mask=mask)
-    if weight is not None:
-        rows = (weight != 0).reshape(_columns(mu))
-        mu, logvar = torch.where(rows, mu, 0), torch.where(rows, logvar, 0)
-    kl = _weighted(gaussian_kl(mu, logvar, prior), weight)
+    mu, logvar, *given = select_rows(weight, mu, logvar, *(prior or ()))
+    kl = weighted(gaussian_kl(mu, logvar, (given[0], given[1]) if given else None), weight)
     beta = torch.as_tensor(beta, dtype=kl.dtype, device=kl.device)
     loss = scale * (reconstruction + torch.where(beta == 0, 0, beta * kl))
     return (loss.sum() if reduce else loss), reconstruction, kl
