@@ -15,10 +15,11 @@ struct Bernoulli {
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T (&gradients)[1]) {
     const T l = parameters[0], a = magnitude(l);
+    const T side = l < T(0) ? T(0) : T(1);  // the one choice: further ones on the sign keep compilers from vectorising
     const T e = exp_nonpositive(-a);
-    linear[lane] += a * (l < T(0) ? x : T(1) - x);
+    linear[lane] += a * (side + x * (T(1) - T(2) * side));
     q[lane] = q[lane] * e + (q[lane] + e);
-    gradients[0] = (l < T(0) ? e : T(1)) / (T(1) + e) - x;
+    gradients[0] = (e > side ? e : side) / (T(1) + e) - x;
   }
   VAE_FAST_FN T finish(int lane) const { return linear[lane] + log1p(q[lane]); }
 };

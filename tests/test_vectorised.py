@@ -1,0 +1,61 @@
+"""The compiled loops use the machine's vectors: a branch too many in an element function, and they are 20 times slower."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import vae_fast
+
+LIBRARY = Path(vae_fast.__file__).parent / "_C_cpu.so"
+# Loops by lanes, with how many scalar operations they may have beside half the packed ones
+BY_LANES = {
+    **{f"run_block<vae_fast::{name}, float, true": 0 for name in ("Bernoulli", "BernoulliProbs", "Gaussian")},
+    **{f"run_block<vae_fast::{name}, float, false": 0 for name in ("Bernoulli", "BernoulliProbs", "Gaussian")},
+    **{f"run_block<vae_fast::{name}, float, true": 0 for name in ("StandardKl", "GaussianKl", "LogRatio")},
+    "run_block<vae_fast::GaussianShared, float, true": 25,  # one exponential a row
+}
+# Loops that compilers follow by a scalar one, for the rest
+FLAT = [
+    "normals<float>",
+    "sample<float, 4",  # one code for 2 and 4: neither reads a prior
+    "sample_gradients<vae_fast::StandardKl<float, 1>, true",
+    "divergence_terms<vae_fast::GaussianKl<float, 1>",
+]
+OPERATION = r"\tv(?:fn?m(?:add|sub)\w+|mul|add|sub)"
+
+
+@pytest.fixture(scope="module")
+def functions():
+    """name -> instructions of each function of the library built for AVX-512."""
+    objdump = shutil.which("objdump")
+    if objdump is None or not LIBRARY.exists():
+        pytest.skip("needs objdump and the compiled library")
+    command = [objdump, "--disassemble", "--demangle", "--no-show-raw-insn", str(LIBRARY)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    blocks = re.split(r"\n[0-9a-f]+ <(.+)>:\n", listing)[1:]
+    clones = {name: code for name, code in zip(blocks[::2], blocks[1::2], strict=True) if "x86_64_v4" in name}
+    if not clones:
+        pytest.skip("this library was not built for x86-64-v4")
+    return clones
+
+
+def operations(functions, loop):
+    """(packed, scalar) float operations of the functions that the loop's name fits."""
+    codes = [code for name, code in functions.items() if loop in name]
+    assert codes
+    return tuple(sum(len(re.findall(OPERATION + kind, code)) for code in codes) for kind in (r"ps\s.*%[yz]mm", r"ss\s"))
+
+
+@pytest.mark.parametrize("loop", BY_LANES)
+def test_loops_by_lanes(functions, loop):
+    packed, scalar = operations(functions, loop)
+    assert packed >= 20 and scalar <= packed // 2 + BY_LANES[loop]
+
+
+@pytest.mark.parametrize("loop", FLAT)
+def test_flat_loops(functions, loop):
+    packed, scalar = operations(functions, loop)
+    assert packed >= 20 and scalar <= 5 * packed
