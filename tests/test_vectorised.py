@@ -1,4 +1,4 @@
-"""The compiled loops use the machine's vectors: a branch too many in an element function, and they are 20 times slower."""
+"""The compiled loops use vectors: one branch too many in an element function makes them 20 times slower."""
 
 import re
 import shutil
