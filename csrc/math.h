@@ -44,15 +44,17 @@ VAE_FAST_FN T polynomial(T v, const T (&c)[N]) {
 
 namespace detail {
 
-// v = n ln 2 + f with integer n, |f| <= ln(2)/2: returns e^f and n as the bits of an exponent field
-VAE_FAST_FN float exp_reduced(float v, uint32_t& exponent) {
-  constexpr float kRound = 12582912.f;  // 1.5 2^23: a sum with it holds round(v) in its low bits
+// v = n ln 2 + f with integer n, |f| <= ln(2)/2: returns e^f, and 2^(n + BIAS - 127) as `scale`.
+// 1.5 2^23 + BIAS is so large that a sum with it holds n + BIAS in its low bits, one shift away from the exponent field.
+template <int BIAS>
+VAE_FAST_FN float exp_reduced(float v, float& scale) {
+  constexpr float kRound = 12582912.f + BIAS;
   constexpr float kCoefficients[] = {5.0000000952e-1f, 1.6666518853e-1f, 4.1666205882e-2f, 8.3688877e-3f,
                                      1.3950486702e-3f};
   const float shifted = v * 1.44269504f + kRound;
   const float n = shifted - kRound;
   const float f = (v - n * 0.693145752f) - n * 1.42860677e-6f;
-  exponent = (bits<uint32_t>(shifted) - bits<uint32_t>(kRound)) << 23;
+  scale = bits<float>(bits<uint32_t>(shifted) << 23);
   return polynomial(f, kCoefficients) * (f * f) + f + 1.f;
 }
 
@@ -60,18 +62,18 @@ VAE_FAST_FN float exp_reduced(float v, uint32_t& exponent) {
 
 // e^v for v <= 0; below -87 the result stays at e^-87, about 1e-38
 VAE_FAST_FN float exp_nonpositive(float v) {
-  uint32_t exponent;
-  const float e = detail::exp_reduced(v < -87.f ? -87.f : v, exponent);
-  return e * bits<float>(exponent + (127u << 23));
+  float scale;
+  const float e = detail::exp_reduced<127>(-87.f > v ? -87.f : v, scale);
+  return e * scale;
 }
 VAE_FAST_FN double exp_nonpositive(double v) { return std::exp(v); }
 
 // e^v where float32 can hold it, else the nearest it can: e^-86 or the largest float
 VAE_FAST_FN float exp_finite(float v) {
-  uint32_t exponent;
-  const float low = v < -86.f ? -86.f : v;
-  const float e = detail::exp_reduced(low > kLargestExponent ? kLargestExponent : low, exponent);
-  return 2.f * (e * bits<float>(exponent + (126u << 23)));
+  float scale;
+  const float low = -86.f > v ? -86.f : v;
+  const float e = detail::exp_reduced<126>(low > kLargestExponent ? kLargestExponent : low, scale);
+  return 2.f * (e * scale);
 }
 VAE_FAST_FN double exp_finite(double v) { return std::exp(v < 709. ? v : 709.); }
 

@@ -1,5 +1,6 @@
 """Two processes compute what one does: the same gradients, and a run of the command from end to end."""
 
+import time
 from pathlib import Path
 
 import torch
@@ -41,8 +42,20 @@ def _one_of_two(rank: int, folder: Path) -> None:
     destroy_process_group()
 
 
+def _run_both(folder: Path) -> None:
+    """Fails, rather than waits for ever, if the processes don't find each other."""
+    both = torch.multiprocessing.spawn(_one_of_two, (folder,), nprocs=2, join=False)
+    deadline = time.monotonic() + 120
+    try:
+        while not both.join(timeout=5):
+            assert time.monotonic() < deadline, "the two processes did not end"
+    finally:
+        for process in both.processes:
+            process.kill()
+
+
 def test_gradients_of_two_processes_equal_those_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_one_of_two, (tmp_path,), nprocs=2)
+    _run_both(tmp_path)
     module = _module()
     module.vae(_images()).loss.backward()
     alone, together = _gradients(module.vae), torch.load(tmp_path / "gradients.pt", weights_only=True)

@@ -41,10 +41,7 @@ def refused(here: Path, capsys: pytest.CaptureFixture) -> Callable[..., None]:
 @pytest.fixture(scope="module")
 def a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    assert (
-        command("fit", "--data", write_bars(folder), "--epochs", 1, "--run_dir", folder / "runs/vae", *SMALL)
-        == 0
-    )
+    assert command("fit", "--data", write_bars(folder), "--epochs", 1, "--run_dir", folder / "runs/vae", *SMALL) == 0
     return folder
 
 
@@ -66,6 +63,11 @@ def trained(here: Path, a_run: Path) -> Path:
         (("--config", "nosuch.yaml"), "nosuch.yaml"),
         (("--ckpt_path", "nosuch.ckpt"), "nosuch.ckpt: no such file"),
         (("--trainer.accelerator", "tpu"), "torch_xla"),
+        (("--trainer.strategy", "nosuch"), "invalid strategy name"),
+        (("--trainer.devices", "x"), "should be an int"),
+        (("--seed_everything", -1), "-1 is not in bounds"),
+        (("--widths", "[]"), "--widths []: expected positive numbers"),
+        (("--widths", "[4,0]"), "--widths [4, 0]: expected positive numbers"),
         (("--run_dir", "/proc/nosuch"), "/proc/nosuch"),
     ],
 )
@@ -92,6 +94,13 @@ def test_no_checkpoint_and_bad_outputs(refused: Callable[..., None]) -> None:
     refused("--k -1", "test", "--k", -1)
 
 
+def test_bad_options_of_test_and_sample(refused: Callable[..., None], trained: Path) -> None:
+    refused("Precision 'nosuch' is invalid", "test", "--precision", "nosuch")
+    refused("accelerator='nosuch'", "test", "--accelerator", "nosuch")
+    refused("-1 is not in bounds", "test", "--seed", -1)
+    refused("", "sample", "out.npy", "--seed", 2**70)
+
+
 def test_corrupt_and_foreign_checkpoints(refused: Callable[..., None], trained: Path) -> None:
     whole = trained.read_bytes()
     bad = trained.with_name("bad.ckpt")
@@ -101,10 +110,25 @@ def test_corrupt_and_foreign_checkpoints(refused: Callable[..., None], trained: 
             refused("bad.ckpt: is corrupt, or no checkpoint", *args, "--ckpt_path", bad)
     torch.save({"state_dict": {}}, bad)
     refused("bad.ckpt: no hyper_parameters in it", "test", "--ckpt_path", bad)
-    checkpoint = torch.load(trained, weights_only=True)
-    del checkpoint["state_dict"]["vae.encoder.0.weight"]
-    torch.save(checkpoint, bad)
-    refused("bad.ckpt: its options and its weights do not fit", "test", "--ckpt_path", bad)
+    torch.save({**torch.load(trained, weights_only=True), "hyper_parameters": [1]}, bad)
+    refused("bad.ckpt: no hyper_parameters in it", "fit", "--ckpt_path", bad)
+
+
+def test_checkpoints_that_do_not_fit(refused: Callable[..., None], trained: Path) -> None:
+    whole = torch.load(trained, weights_only=True)
+    options = {**whole["hyper_parameters"], "widths": "wide"}
+    data = {**whole["datamodule_hyper_parameters"], "nosuch": 1}
+    weights = dict(list(whole["state_dict"].items())[1:])
+    for changed in ({"hyper_parameters": options}, {"state_dict": weights}):
+        torch.save({**whole, **changed}, "odd.ckpt")
+        for args in (("fit",), ("test",), ("sample", "out.png")):
+            refused("odd.ckpt: its options and its weights do not fit", *args, "--ckpt_path", "odd.ckpt")
+    torch.save({**whole, "datamodule_hyper_parameters": data}, "odd.ckpt")
+    refused("odd.ckpt: its options do not fit", "test", "--ckpt_path", "odd.ckpt")
+    del whole["optimizer_states"]
+    torch.save(whole, "odd.ckpt")
+    refused("odd.ckpt: no optimizer_states in it", "fit", "--ckpt_path", "odd.ckpt")
+    assert command("sample", "out.npy", "--n", 1, "--ckpt_path", "odd.ckpt") == 0
 
 
 class _Touch:
@@ -124,9 +148,7 @@ def test_a_checkpoint_of_other_options_or_images(refused: Callable[..., None], t
     refused("--latent_dim 5: the checkpoint", "fit", "--ckpt_path", trained, "--latent_dim", 5)
     np.save("other.npy", bars(20, 9, 9)[0])
     for name in ("fit", "test"):
-        refused(
-            "--data other.npy: images of shape [1, 9, 9]", name, "--ckpt_path", trained, "--data", "other.npy"
-        )
+        refused("--data other.npy: images of shape [1, 9, 9]", name, "--ckpt_path", trained, "--data", "other.npy")
 
 
 class _FullDisk(io.FileIO):
@@ -171,6 +193,16 @@ def test_an_overwritten_file_survives_a_full_disk(tmp_path: Path, monkeypatch: p
         errors.write_whole(path, b"new" * 100)
     assert raised.value.filename == str(path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(file: int) -> None:
+        raise errors.Interrupted(2)
+
+    monkeypatch.setattr(errors.os, "fsync", interrupted)
+    with pytest.raises(errors.Interrupted):
+        errors.write_whole(tmp_path / "x.png", b"new")
+    assert not list(tmp_path.iterdir())
 
 
 WITHOUT_EACH = """

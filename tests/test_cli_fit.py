@@ -83,6 +83,13 @@ def test_max_epochs_is_another_name_for_epochs(here: Path) -> None:
     assert len(metrics(here / "runs/vae/version_0")) == 1
 
 
+def test_every_epoch_is_kept_however_seldom_it_is_validated(here: Path) -> None:
+    assert fit(here, "--epochs", 3, "--trainer.check_val_every_n_epoch", 2) == 0
+    last = torch.load(here / "runs/vae/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 3 * 5
+    assert (here / "runs/vae/version_0/samples.png").is_file()
+
+
 def test_resuming_goes_on_in_a_new_folder_with_all_metrics(here: Path) -> None:
     assert fit(here, "--epochs", 2, "--beta", 2) == 0
     first = here / "runs/vae/version_0"
@@ -151,9 +158,7 @@ def test_more_importance_samples_tighten_the_bound(here: Path, capsys: pytest.Ca
 def test_sample_writes_a_grid_or_an_array(here: Path) -> None:
     assert fit(here, "--epochs", 1) == 0
     assert command("sample", "--n", 7, "out.png") == 0
-    assert (
-        command("sample", "out.npy", "--n", 7, "--ckpt_path", "runs/vae/version_0/checkpoints/last.ckpt") == 0
-    )
+    assert command("sample", "out.npy", "--n", 7, "--ckpt_path", "runs/vae/version_0/checkpoints/last.ckpt") == 0
     with Image.open("out.png") as picture:
         assert picture.mode == "L"
     x = np.load("out.npy")
@@ -161,9 +166,7 @@ def test_sample_writes_a_grid_or_an_array(here: Path) -> None:
     assert 0 <= x.min() and x.max() <= 1 and len(np.unique(x.reshape(7, -1), axis=0)) == 7
 
 
-def test_checkpoints_are_only_ever_loaded_as_plain_values(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_are_only_ever_loaded_as_plain_values(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fit(here, "--epochs", 1) == 0
     real, asked = torch.load, []
 

@@ -59,7 +59,7 @@ def test_constant_images_leave_the_variance_above_its_floor() -> None:
         ({"lr": math.nan}, "--lr nan"),
         ({"beta": -1.0}, "--beta -1.0: expected zero or a positive number"),
         ({"widths": [8]}, "expected at least two for conv"),
-        ({"widths": [8, 0]}, "--widths 0"),
+        ({"widths": [8, 0]}, "--widths [8, 0]: expected positive numbers"),
     ],
 )
 def test_bad_options_are_named(options: dict, expected: str) -> None:

@@ -39,6 +39,11 @@ def test_grid_is_near_square_and_large_enough(shape: tuple[int, ...], mode: str)
         assert max(picture.size) < 3 * min(picture.size)
 
 
+def test_grid_of_one_row_of_pixels_lies_down() -> None:
+    with Image.open(io.BytesIO(grid_png(torch.rand(1, 1, 1, 37)))) as picture:
+        assert picture.width == 37 * picture.height
+
+
 def test_grid_keeps_grey_values() -> None:
     with Image.open(io.BytesIO(grid_png(torch.full((1, 1, 8, 8), 100 / 255)))) as picture:
         assert np.unique(np.asarray(picture)).tolist() == [100]

@@ -31,9 +31,7 @@ def test_split_is_fixed_disjoint_and_shuffled() -> None:
     assert digits is not None and digits[test].bincount(minlength=10).min() > 25
 
 
-@pytest.mark.parametrize(
-    "form", ["NHW", "NHWC", "NCHW", "ND", "float", "float64", "int64", "fortran", "big-endian"]
-)
+@pytest.mark.parametrize("form", ["NHW", "NHWC", "NCHW", "ND", "float", "float64", "int64", "fortran", "big-endian"])
 def test_array_forms_agree(tmp_path: Path, form: str) -> None:
     x = bars(20, 12, 12)[0]
     forms = {
@@ -60,23 +58,17 @@ def test_colour_vectors_and_bool(tmp_path: Path) -> None:
     colour = rng.integers(0, 256, (12, 9, 8, 3), np.uint8)
     for name, x in {"last": colour, "first": colour.transpose(0, 3, 1, 2)}.items():
         np.save(tmp_path / f"{name}.npy", x)
-        assert read_images(str(tmp_path / f"{name}.npy")).x.equal(
-            torch.from_numpy(colour).permute(0, 3, 1, 2)
-        )
+        assert read_images(str(tmp_path / f"{name}.npy")).x.equal(torch.from_numpy(colour).permute(0, 3, 1, 2))
     np.save(tmp_path / "vector.npy", rng.random((12, 37)))
     assert read_images(str(tmp_path / "vector.npy")).shape == (1, 1, 37)
     np.save(tmp_path / "bool.npy", np.eye(12, dtype=bool)[:, None])
     assert read_images(str(tmp_path / "bool.npy")).x.unique().tolist() == [0, 255]
 
 
-@pytest.mark.parametrize(
-    ("key", "labels"), [("x", "y"), ("images", "labels"), ("data", "targets"), ("arr_0", None)]
-)
+@pytest.mark.parametrize(("key", "labels"), [("x", "y"), ("images", "labels"), ("data", "targets"), ("arr_0", None)])
 def test_npz_keys(tmp_path: Path, key: str, labels: str | None) -> None:
     x, y = bars(20)
-    np.savez_compressed(
-        tmp_path / "x.npz", **{key: x}, **({labels: np.array(list("abc"))[y]} if labels else {})
-    )
+    np.savez_compressed(tmp_path / "x.npz", **{key: x}, **({labels: np.array(list("abc"))[y]} if labels else {}))
     images = read_images(str(tmp_path / "x.npz"))
     assert images.x.equal(torch.from_numpy(x)[:, None])
     assert images.classes == (("a", "b", "c") if labels else ())
@@ -157,12 +149,16 @@ def test_corrupt_files_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "cut.npy", tmp_path / "cut.npz"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         _refused(path, "corrupt or truncated")
-    content = bytearray((tmp_path / "cut.npy").read_bytes() * 2)
     np.savez_compressed(tmp_path / "flipped.npz", x=x)
     content = bytearray((tmp_path / "flipped.npz").read_bytes())
     content[len(content) // 2] ^= 0xFF
     (tmp_path / "flipped.npz").write_bytes(content)
     _refused(tmp_path / "flipped.npz", "corrupt or truncated")
+    np.savez(tmp_path / "encrypted.npz", x=x)
+    content = bytearray((tmp_path / "encrypted.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "encrypted.npz").write_bytes(content)
+    _refused(tmp_path / "encrypted.npz", "encrypted")
     (tmp_path / "empty.npy").touch()
     _refused(tmp_path / "empty.npy", "corrupt or truncated")
     np.save(tmp_path / "swapped.npy", x)
@@ -173,9 +169,7 @@ def test_corrupt_files_are_named(tmp_path: Path) -> None:
 def test_a_header_that_promises_too_much(tmp_path: Path) -> None:
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 100000, 100), }"
     header += b" " * (118 - len(header) - 1) + b"\n"
-    (tmp_path / "huge.npy").write_bytes(
-        b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64
-    )
+    (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64)
     _refused(tmp_path / "huge.npy", "corrupt or truncated")
 
 

@@ -4,7 +4,9 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from cli_helpers import SMALL, command, metrics, started, write_bars
@@ -15,9 +17,7 @@ LAST = "runs/vae/version_0/checkpoints/last.ckpt"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signalled_process_can_be_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_a_signalled_process_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.chdir(tmp_path)
     process = started(tmp_path, "fit", "--data", write_bars(tmp_path), "--epochs", 100_000, *SMALL)
     assert process.stdout is not None
@@ -69,6 +69,15 @@ def test_a_signal_before_training_says_that_nothing_was_trained(
     assert command("fit", "--data", write_bars(tmp_path), *SMALL) == 130
     assert "stopped by SIGINT; nothing was trained yet" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("module", "option"), [(np, "--data"), (torch, "--ckpt_path")])
+def test_a_signal_while_a_file_is_read_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, module: ModuleType, option: str
+) -> None:
+    monkeypatch.setattr(module, "load", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    assert command("fit", option, write_bars(tmp_path)) == 130
+    assert "stopped by SIGINT; nothing was trained yet" in capsys.readouterr().err
 
 
 def test_a_signal_after_training_names_the_finished_checkpoint(

@@ -83,7 +83,7 @@ class Last(ModelCheckpoint):
     """last.ckpt: the end of every epoch, or the batch after which the run was interrupted."""
 
     def __init__(self) -> None:
-        super().__init__(filename=LAST, enable_version_counter=False)
+        super().__init__(filename=LAST, enable_version_counter=False, save_on_train_epoch_end=True)
 
     @property
     def path(self) -> Path:
@@ -129,9 +129,7 @@ class StopOnSignal(Callback):
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _note(self, signum: int, frame: object) -> None:
         if self._received is not None:
@@ -184,9 +182,7 @@ class EpochLines(ProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = trainer.callback_metrics
         values = (
-            f"{stage} {metrics[key]:.2f}"
-            for stage in ("train", "val")
-            if (key := f"{stage}_neg_elbo") in metrics
+            f"{stage} {metrics[key]:.2f}" for stage in ("train", "val") if (key := f"{stage}_neg_elbo") in metrics
         )
         if trainer.is_global_zero:
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"

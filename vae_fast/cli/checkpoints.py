@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,14 @@ from .errors import UserError, write_whole
 from .module import VAEModule
 
 RUNS = "runs/vae"
-NEEDED = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")
+NEEDED = {"state_dict": dict, "hyper_parameters": dict, "datamodule_hyper_parameters": dict}
+TO_RESUME = {**NEEDED, "callbacks": dict, "loops": dict, "optimizer_states": list, "lr_schedulers": list}
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary file, then renames; loads with weights_only=True whatever was asked."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_whole(Path(path), buffer.getvalue())
@@ -31,8 +31,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint's tensors and plain values.
+def read_checkpoint(path: Path, needed: Mapping[str, type] = NEEDED) -> dict[str, Any]:
+    """The checkpoint's tensors and plain values, among them those that are needed.
 
     **Raises** UserError naming the file: not there, corrupt, in need of unpickling, of another program.
     """
@@ -43,11 +43,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise UserError(f"--ckpt_path {path}: {_why_unreadable(path, error)}") from error
-    missing = [key for key in NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    missing = [key for key, kind in needed.items() if not isinstance(found.get(key), kind)]
     if missing:
-        raise UserError(
-            f"--ckpt_path {path}: no {missing[0]} in it; expected a checkpoint written by vae-fast fit"
-        )
+        raise UserError(f"--ckpt_path {path}: no {missing[0]} in it; expected a checkpoint written by vae-fast fit")
     return checkpoint
 
 
@@ -57,13 +56,16 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return "is corrupt, or no checkpoint; expected a checkpoint written by vae-fast fit"
 
 
-def newest_checkpoint(runs: Path) -> Path:
-    """Of the run in `runs` written to last: its best.ckpt, or its newest checkpoint if it has no best."""
-    written = sorted(runs.glob("version_*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not written:
+def find_checkpoint(named: str | None, runs: str) -> Path:
+    """The one named; else of the run in `runs` written to last its best.ckpt, or its newest if it has no best."""
+    if named is not None:
+        return Path(named)
+    written = Path(runs).glob("version_*/checkpoints/*.ckpt")
+    newest = max(written, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
         raise UserError(f"no checkpoint in {runs}: train one with vae-fast fit, or name one with --ckpt_path")
-    best = written[-1].with_name(f"{BEST}.ckpt")
-    return best if best.is_file() else written[-1]
+    best = newest.with_name(f"{BEST}.ckpt")
+    return best if best.is_file() else newest
 
 
 def load_model(path: Path, checkpoint: dict[str, Any]) -> VAEModule:
@@ -71,17 +73,18 @@ def load_model(path: Path, checkpoint: dict[str, Any]) -> VAEModule:
     try:
         module = VAEModule(**checkpoint["hyper_parameters"])
         module.load_state_dict(checkpoint["state_dict"])
-    except (TypeError, KeyError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"--ckpt_path {path}: its options and its weights do not fit this vae-fast"
-        ) from error
+    except (TypeError, LookupError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"--ckpt_path {path}: its options and its weights do not fit this vae-fast") from error
     return module.eval()
 
 
-def load_data(checkpoint: dict[str, Any], **options: Any) -> ImageData:
+def load_data(path: Path, checkpoint: dict[str, Any], **options: Any) -> ImageData:
     """The data the checkpoint was trained on, or what `options` name instead."""
     given = {name: value for name, value in options.items() if value is not None}
-    images = ImageData(**{**checkpoint["datamodule_hyper_parameters"], **given})
+    try:
+        images = ImageData(**{**checkpoint["datamodule_hyper_parameters"], **given})
+    except TypeError as error:
+        raise UserError(f"--ckpt_path {path}: its options do not fit this vae-fast") from error
     check_shape(images, checkpoint)
     return images
 

@@ -1,5 +1,6 @@
 """The images as a LightningDataModule: one tensor in memory, a batch is one indexing of it."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from .errors import UserError
 from .reading import FEWEST_IMAGES, read_images, split
 
-EVALUATION_BATCH = 500
+EVALUATION_VALUES = 500 * 28 * 28
 
 
 class _Rows(Dataset):
@@ -51,7 +52,8 @@ class ImageData(LightningDataModule):
 
     Args:
         data: "digits" (5,000 of MNIST), a .npy or .npz file, or a folder of images.
-            Arrays: uint8, or floats in [0, 1]; [N, H, W], [N, H, W, C], [N, C, H, W] or [N, D].
+            Arrays: uint8, or floats in [0, 1]; [N, H, W], [N, H, W, C], [N, C, H, W] or [N, D],
+            with C 1 or 3; D numbers are a square image where D is a square, else one row.
             .npz: images under x, images, data or arr_0; classes, if any, under y, labels or targets.
             Folder: images of one size at any depth; the names of its sub-folders are the classes.
         batch_size: Images in a batch, for each process.
@@ -83,6 +85,10 @@ class ImageData(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._evaluation(self.test_rows)
 
+    @property
+    def evaluation_batch(self) -> int:
+        """Images taken at once where nothing is trained: `batch_size`, or more if they are small."""
+        return max(self.batch_size, EVALUATION_VALUES // math.prod(self.images.shape))
+
     def _evaluation(self, rows: Tensor) -> DataLoader:
-        size = max(self.batch_size, EVALUATION_BATCH)
-        return DataLoader(_Rows(self.images.x, rows), size, collate_fn=_as_is)
+        return DataLoader(_Rows(self.images.x, rows), self.evaluation_batch, collate_fn=_as_is)

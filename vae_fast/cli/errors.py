@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -9,8 +11,17 @@ class UserError(Exception):
     """A mistake in the arguments or the files given: the command prints it as one line and exits with 2."""
 
 
-class Interrupted(Exception):
-    """SIGINT or SIGTERM, turned into an exception where stopping is safe.
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Around code that refuses options by ValueError or TypeError, as Lightning does: the mistake is the user's."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM, turned into an exception where stopping is safe; no `except Exception` swallows it.
 
     **Arguments**: the signal's number, and the checkpoint to resume from (None: nothing was trained yet).
     """
@@ -24,7 +35,7 @@ class Interrupted(Exception):
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a temporary file beside `path`, then renames it: what stood there before survives any failure.
 
-    **Raises** OSError naming `path`, with the temporary file removed.
+    **Raises** OSError naming `path`. The temporary file is removed whatever stops the writing.
     """
     temporary = None
     try:
@@ -37,9 +48,10 @@ def write_whole(path: Path, content: bytes) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _umask() -> int:

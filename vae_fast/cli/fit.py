@@ -8,12 +8,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from .callbacks import Best, History, Last, RunLogger, StopOnSignal, progress_bar
-from .checkpoints import RUNS, SafeCheckpointIO, check_shape, load_model, read_checkpoint
+from .checkpoints import RUNS, TO_RESUME, SafeCheckpointIO, check_shape, load_model, read_checkpoint
 from .data import ImageData
-from .errors import Interrupted, UserError, write_whole
+from .errors import Interrupted, UserError, refusals, write_whole
 from .module import ARCHITECTURE, VAEModule
 from .plots import write_pictures
-from .test import evaluate, table
+from .test import aligned, evaluate, table
 
 DEFAULT_SEED = 0
 
@@ -44,9 +44,7 @@ class FitCLI(LightningCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, help="Checkpoint to resume from: its options are the defaults."
         )
-        parser.add_argument(
-            "--run_dir", type=str, default=RUNS, help="Each run makes a folder version_N in here."
-        )
+        parser.add_argument("--run_dir", type=str, default=RUNS, help="Each run makes a folder version_N in here.")
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
 
@@ -55,7 +53,9 @@ class FitCLI(LightningCLI):
         self.config = parser.parse_args(args)
         self.checkpoint = None
         if self.config.ckpt_path is not None:
-            self.checkpoint = read_checkpoint(Path(self.config.ckpt_path))
+            path = Path(self.config.ckpt_path)
+            self.checkpoint = read_checkpoint(path, TO_RESUME)
+            load_model(path, self.checkpoint)
             saved = {**self.checkpoint["hyper_parameters"], **self.checkpoint["datamodule_hyper_parameters"]}
             options = self.data_options + self.model_options
             parser.set_defaults({name: saved[name] for name in options if name in saved})
@@ -77,9 +77,7 @@ class FitCLI(LightningCLI):
         self.datamodule = ImageData(**{name: self.config[name] for name in self.data_options})
         if self.checkpoint is not None:
             check_shape(self.datamodule, self.checkpoint)
-        self.model = VAEModule(
-            self.datamodule.images.shape, **{name: self.config[name] for name in self.model_options}
-        )
+        self.model = VAEModule(self.datamodule.images.shape, **{name: self.config[name] for name in self.model_options})
         self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -107,7 +105,8 @@ def _listed(chosen: Any) -> list:
 
 def run(args: list[str]) -> None:
     """Trains, tests the best checkpoint, draws the pictures and says where everything is."""
-    cli = FitCLI(args)
+    with refusals():
+        cli = FitCLI(args)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
     if not cli.trainer.is_global_zero:
         return
@@ -142,6 +141,4 @@ def summary(folder: Path, best: Path, results: dict[str, float], count: int) -> 
         "metrics": folder / "metrics.csv",
         "checkpoint": best,
     }
-    return "\n".join(
-        [table(results, f"{count} test images"), *(f"{name:<16}{path}" for name, path in lines.items())]
-    )
+    return table(results, f"{count} test images") + "\n" + aligned(lines)

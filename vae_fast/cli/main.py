@@ -46,11 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("vae-fast", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.description = "\n".join(f"{name:<8}{text}" for name, text in COMMANDS.items())
     parser.add_argument("command", choices=COMMANDS, help="vae-fast COMMAND --help lists its options")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    command, options = parser.parse_args(argv[:1]).command, argv[1:]
     previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return _guarded(lambda: _load(args.command)(args.options))
+        return _guarded(lambda: _load(command)(options))
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -26,7 +26,7 @@ class VAEModule(LightningModule):
         beta: Weight of the KL in the objective; the -ELBO that is reported always has weight 1.
         network: conv (images of at least 8 x 8) or mlp.
         widths: conv: channels of each convolution of stride 2, then one hidden layer; mlp: hidden layers.
-            By default [32, 64, 256] for conv, [512, 256] for mlp.
+            By default '[32,64,256]' for conv, '[512,256]' for mlp.
         lr: Learning rate at the start.
         epochs: Passes over the training images; --trainer.max_epochs is the same.
     """
@@ -44,7 +44,7 @@ class VAEModule(LightningModule):
     ) -> None:
         super().__init__()
         shape = (shape[0], shape[1], shape[2])
-        widths = list(widths or WIDTHS[network])
+        widths = list(WIDTHS[network] if widths is None else widths)
         _check_options(shape, latent_dim, beta, network, widths, lr, epochs)
         self.save_hyperparameters(logger=False)
         self.lr, self.epochs = lr, epochs
@@ -112,10 +112,12 @@ def _check_options(
     lr: float,
     epochs: int,
 ) -> None:
-    positive = {"latent_dim": latent_dim, "lr": lr, "epochs": epochs, "widths": min(widths)}
+    positive = {"latent_dim": latent_dim, "lr": lr, "epochs": epochs}
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise UserError(f"--{name} {value}: expected a positive number")
+    if min(widths, default=0) < 1:
+        raise UserError(f"--widths {widths}: expected positive numbers, at least one")
     if not 0 <= beta < math.inf:
         raise UserError(f"--beta {beta}: expected zero or a positive number")
     if network == "conv" and len(widths) < 2:

@@ -66,9 +66,7 @@ def conv_decoder(shape: tuple[int, int, int], latent_dim: int, widths: list[int]
             nn.SiLU(),
             nn.ConvTranspose2d(channels[level], outputs, 3, 2, padding=1, output_padding=even),
         ]
-    return nn.Sequential(
-        _mlp([latent_dim, hidden, math.prod(bottleneck)]), nn.Unflatten(1, bottleneck), *layers
-    )
+    return nn.Sequential(_mlp([latent_dim, hidden, math.prod(bottleneck)]), nn.Unflatten(1, bottleneck), *layers)
 
 
 class GaussianDecoder(nn.Module):

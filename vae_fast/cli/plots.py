@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vae_fast import VAE
 
-from .data import EVALUATION_BATCH, ImageData
+from .data import ImageData
 from .errors import write_whole
 from .module import VAEModule
 from .reading import Images
@@ -38,17 +38,19 @@ def tile(x: Tensor, columns: int) -> np.ndarray:
     rows = math.ceil(count / columns)
     sheet = np.ones((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels), np.float32)
     for index, image in enumerate(x.permute(0, 2, 3, 1).numpy()):
-        top, left = (
-            place * (side + GAP) for place, side in zip(divmod(index, columns), (height, width), strict=True)
-        )
+        top, left = (place * (side + GAP) for place, side in zip(divmod(index, columns), (height, width), strict=True))
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def _without_grey_axis(sheet: np.ndarray) -> np.ndarray:
+    return sheet[..., 0] if sheet.shape[-1] == 1 else sheet
 
 
 def grid_png(x: Tensor) -> bytes:
     """A near-square grid of images in [0, 1], [N, C, H, W], small ones enlarged without smoothing."""
     columns = math.ceil(math.sqrt(len(x) * x.shape[2] / x.shape[3]))
-    sheet = Image.fromarray(np.squeeze(np.rint(tile(x, min(columns, len(x))) * 255).astype(np.uint8)))
+    sheet = Image.fromarray(np.rint(_without_grey_axis(tile(x, min(columns, len(x)))) * 255).astype(np.uint8))
     factor = max(1, round(GRID_SIDE / max(sheet.size)))
     buffer = io.BytesIO()
     sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST).save(buffer, "png")
@@ -62,7 +64,7 @@ def reconstructions(vae: VAE, x: Tensor) -> Figure:
     sheet = tile(pairs, len(x))
     figure = Figure(figsize=(10, 9 * sheet.shape[0] / sheet.shape[1] + 0.2), layout="constrained")
     ax = figure.subplots()
-    ax.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=1)
+    ax.imshow(_without_grey_axis(sheet), cmap="gray", vmin=0, vmax=1)
     middle = (x.shape[2] - 1) / 2
     ax.set_yticks([middle, middle + x.shape[2] + GAP], ["original", "reconstruction"])
     ax.tick_params(length=0)
@@ -92,9 +94,7 @@ def curves(rows: list[dict[str, float]]) -> Figure:
 
 def _visible_range(rows: list[dict[str, float]], term: str) -> tuple[float | None, float | None]:
     """Where the curves settle: the first epochs, far off, may leave the picture at the top or the bottom."""
-    values = [
-        row[key] for row in rows[len(rows) // 10 :] for stage in STYLE if (key := f"{stage}_{term}") in row
-    ]
+    values = [row[key] for row in rows[len(rows) // 10 :] for stage in STYLE if (key := f"{stage}_{term}") in row]
     if not values or max(values) == min(values):
         return None, None
     margin = 0.05 * (max(values) - min(values))
@@ -120,9 +120,7 @@ def _scatter_classes(ax: Axes, points: Tensor, y: Tensor, classes: tuple[str, ..
     palette = colormaps["tab10" if len(classes) <= 10 else "tab20"](range(len(classes)))
     for number, name in enumerate(classes):
         chosen = points[y == number]
-        ax.scatter(
-            chosen[:, 0], chosen[:, 1], s=11, color=palette[number], alpha=0.75, linewidths=0, label=name
-        )
+        ax.scatter(chosen[:, 0], chosen[:, 1], s=11, color=palette[number], alpha=0.75, linewidths=0, label=name)
     ax.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
 
 
@@ -155,7 +153,7 @@ def write_pictures(folder: Path, model: VAEModule, data: ImageData, history: lis
     vae, device, images = model.vae, model.device, data.images
     shown = images.x[data.test_rows[:RECONSTRUCTIONS]].to(device)
     some = torch.cat([data.test_rows, data.val_rows])[:LATENT_POINTS]
-    mu = torch.cat([vae.encode(x.to(device))[0].float().cpu() for x in images.x[some].split(EVALUATION_BATCH)])
+    mu = torch.cat([vae.encode(x.to(device))[0].float().cpu() for x in images.x[some].split(data.evaluation_batch)])
     generator = torch.Generator(device).manual_seed(0)
     pictures: dict[str, Callable[[], bytes]] = {
         "samples": lambda: grid_png(vae.sample(SAMPLES, generator=generator).float().clamp(0, 1).cpu()),

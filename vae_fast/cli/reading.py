@@ -4,8 +4,6 @@ import gzip
 import importlib.resources
 import io
 import math
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +46,7 @@ def read_images(source: str) -> Images:
     if path.is_dir():
         return _folder(path)
     if not path.exists():
-        raise UserError(
-            f"--data {source}: no such file or folder; expected digits, a .npy, a .npz or an image folder"
-        )
+        raise UserError(f"--data {source}: no such file or folder; expected digits, a .npy, a .npz or an image folder")
     if path.suffix not in (".npy", ".npz"):
         raise UserError(f"--data {source}: expected digits, a .npy, a .npz or an image folder")
     return _array_file(path)
@@ -70,15 +66,9 @@ def _array_file(path: Path) -> Images:
             if isinstance(loaded, np.ndarray) == (path.suffix == ".npz"):
                 raise UserError(f"{path}: is not a {path.suffix} file, though named so")
             images, labels = (loaded, None) if isinstance(loaded, np.ndarray) else _members(path, loaded)
-    except (
-        ValueError,
-        EOFError,
-        KeyError,
-        MemoryError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-    ) as error:
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # whatever numpy, zipfile and the decompressors raise for a damaged file
         raise UserError(f"{path}: {_why_unreadable(error)}") from error
     x = _four_axes(path, _intensities(path, images))
     return Images(_to_tensor(x), *_classes(labels, str(path), len(x)))
@@ -87,9 +77,7 @@ def _array_file(path: Path) -> Images:
 def _members(path: Path, archive: np.lib.npyio.NpzFile) -> tuple[np.ndarray, np.ndarray | None]:
     found = [key for key in IMAGE_KEYS if key in archive]
     if not found:
-        raise UserError(
-            f"{path}: expected images under one of {', '.join(IMAGE_KEYS)}; got {', '.join(archive)}"
-        )
+        raise UserError(f"{path}: expected images under one of {', '.join(IMAGE_KEYS)}; got {', '.join(archive)}")
     labels = [archive[key] for key in LABEL_KEYS if key in archive]
     return archive[found[0]], labels[0] if labels else None
 
@@ -97,9 +85,7 @@ def _members(path: Path, archive: np.lib.npyio.NpzFile) -> tuple[np.ndarray, np.
 def _why_unreadable(error: Exception) -> str:
     if "pickle" in str(error).lower():
         return "would need unpickling, which is refused; expected a plain array saved by numpy"
-    return (
-        f"is corrupt or truncated; expected numbers saved by numpy.save or numpy.savez ({_one_line(error)})"
-    )
+    return f"is corrupt or truncated; expected numbers saved by numpy.save or numpy.savez ({_one_line(error)})"
 
 
 def _one_line(error: Exception) -> str:
@@ -118,9 +104,7 @@ def _intensities(path: Path, x: np.ndarray) -> np.ndarray:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise UserError(f"{path}: holds NaN or infinite values; expected floats in [0, 1]")
     if low < 0 or high > top:
-        raise UserError(
-            f"{path}: values from {low:g} to {high:g}; expected floats in [0, 1] or integers in [0, 255]"
-        )
+        raise UserError(f"{path}: values from {low:g} to {high:g}; expected floats in [0, 1] or integers in [0, 255]")
     return x.astype(np.float32 if x.dtype.kind == "f" else np.uint8)
 
 
@@ -146,9 +130,7 @@ def _folder(folder: Path) -> Images:
     inside = sorted(path.relative_to(folder) for path in folder.rglob("*"))
     files = [path for path in inside if path.suffix.lower() in known and not _hidden(path)]
     if not files:
-        raise UserError(
-            f"{folder}: no images in this folder; expected .png, .jpg or other pictures, at any depth"
-        )
+        raise UserError(f"{folder}: no images in this folder; expected .png, .jpg or other pictures, at any depth")
     pictures = [_picture(folder / file) for file in files]
     for file, picture in zip(files, pictures, strict=True):
         if picture.shape[:2] != pictures[0].shape[:2]:
@@ -181,9 +163,7 @@ def _picture(path: Path) -> np.ndarray:
     return pixels[:, :, None] if grey else pixels
 
 
-def _classes(
-    labels: np.ndarray | None, source: str, count: int | None = None
-) -> tuple[Tensor | None, tuple[str, ...]]:
+def _classes(labels: np.ndarray | None, source: str, count: int | None = None) -> tuple[Tensor | None, tuple[str, ...]]:
     if labels is None:
         return None, ()
     if labels.ndim != 1 or (count is not None and len(labels) != count):

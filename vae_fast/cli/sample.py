@@ -8,9 +8,10 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from .checkpoints import RUNS, load_model, newest_checkpoint, read_checkpoint
-from .errors import UserError, write_whole
+from .checkpoints import RUNS, find_checkpoint, load_model, read_checkpoint
+from .errors import UserError, refusals, write_whole
 from .plots import grid_png
+from .test import aligned
 
 CHUNK = 256
 
@@ -30,14 +31,15 @@ def sample(out: str, n: int = 64, ckpt_path: str | None = None, run_dir: str = R
         raise UserError(f"{out}: expected a name ending in .png or .npy")
     if n < 1:
         raise UserError(f"--n {n}: expected at least 1")
-    path = Path(ckpt_path) if ckpt_path is not None else newest_checkpoint(Path(run_dir))
+    path = find_checkpoint(ckpt_path, run_dir)
     vae = load_model(path, read_checkpoint(path)).vae
-    generator = torch.Generator().manual_seed(seed)
+    with refusals():
+        generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
         chunks = [vae.sample(min(CHUNK, n - start), generator=generator) for start in range(0, n, CHUNK)]
     x = torch.cat(chunks).float().clamp(0, 1)
     write_whole(target, _npy(x) if target.suffix.lower() == ".npy" else grid_png(x))
-    print(f"{'checkpoint':<16}{path}\n{'samples':<16}{target}  ({n} images)")
+    print(aligned({"checkpoint": path, "samples": f"{target}  ({n} images)"}))
 
 
 def _npy(x: Tensor) -> bytes:

@@ -1,14 +1,14 @@
 """vae-fast test: the ELBO and the importance-weighted log-evidence of a trained VAE, in nats per image."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import auto_cli
 from lightning.pytorch import Trainer, seed_everything
 
-from .checkpoints import RUNS, load_data, load_model, newest_checkpoint, read_checkpoint
+from .checkpoints import RUNS, find_checkpoint, load_data, load_model, read_checkpoint
 from .data import ImageData
-from .errors import UserError
+from .errors import UserError, refusals
 from .module import VAEModule
 
 
@@ -28,7 +28,7 @@ def test(
         ckpt_path: Checkpoint to test; by default the best of the newest run.
         data: Images, as for vae-fast fit; by default those it was trained on. Their test split is used.
         k: Importance samples of the log-evidence; 0 leaves it out.
-        batch_size: Images in a batch; at least 500 are taken.
+        batch_size: Images in a batch, as in training by default; small images are taken more at a time.
         run_dir: Where to look for the newest run.
         accelerator: cpu, gpu or auto.
         precision: Lightning's precision, bf16-mixed for example.
@@ -36,24 +36,21 @@ def test(
     """
     if k < 0:
         raise UserError(f"--k {k}: expected zero or a positive number")
-    path = Path(ckpt_path) if ckpt_path is not None else newest_checkpoint(Path(run_dir))
+    path = find_checkpoint(ckpt_path, run_dir)
     checkpoint = read_checkpoint(path)
-    images = load_data(checkpoint, data=data, batch_size=batch_size)
     model = load_model(path, checkpoint)
+    images = load_data(path, checkpoint, data=data, batch_size=batch_size)
     results = evaluate(model, images, k, seed=seed, accelerator=accelerator, precision=precision)
-    print(f"{'checkpoint':<16}{path}")
+    print(aligned({"checkpoint": path}))
     print(table(results, f"{len(images.test_rows)} test images of {images.data}", k))
 
 
-def evaluate(
-    model: VAEModule, images: ImageData, k: int = 0, seed: int = 0, **options: Any
-) -> dict[str, float]:
+def evaluate(model: VAEModule, images: ImageData, k: int = 0, seed: int = 0, **options: Any) -> dict[str, float]:
     """Means over the test images in nats: test_neg_elbo, test_reconstruction, test_kl, test_log_evidence."""
     model.importance_samples = k
-    trainer = Trainer(
-        devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False, **options
-    )
-    seed_everything(seed)
+    with refusals():
+        trainer = Trainer(devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False, **options)
+        seed_everything(seed)
     trainer.test(model, images, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -66,9 +63,12 @@ def table(results: dict[str, float], images: str, k: int = 0) -> str:
         "  KL": f"{results['test_kl']:.2f}",
     }
     if k:
-        lines["log p(x)"] = (
-            f"{results['test_log_evidence']:.2f} nats per image, a lower bound from K = {k} samples"
-        )
+        lines["log p(x)"] = f"{results['test_log_evidence']:.2f} nats per image, a lower bound from K = {k} samples"
+    return aligned(lines)
+
+
+def aligned(lines: Mapping[str, object]) -> str:
+    """A line each: the name, then in a column the value."""
     return "\n".join(f"{name:<16} {value}" for name, value in lines.items())
 
 
