@@ -23,6 +23,8 @@ bench: $(READY)
 
 lint: $(READY)
 	$(IN_VENV) -m ruff check .
+	$(IN_VENV) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(filter %.h %.cpp,$(COMPILED))
 	$(IN_VENV) -m mypy
 
 clean:
