@@ -29,16 +29,25 @@ struct Unit {
   int64_t size() const { return count * width; }
 };
 
+// The normals of n elements from `first` on; noise has room for the rest of the first and last four. Words and normals
+// are made in loops of their own: one loop for both needs more registers than there are.
 template <class T>
 VAE_FAST_CLONES const T* normals(uint64_t seed, int64_t first, int64_t n, T* noise) {
-  const int64_t counter = first / 4, counters = (first + n + 3) / 4 - counter;
+  constexpr int kCounters = kBlock / 4 + 2;
+  uint32_t words[4][kCounters];
+  const int64_t counter = first / 4;
+  const int counters = static_cast<int>((first + n + 3) / 4 - counter);
 #pragma GCC ivdep
-  for (int64_t k = 0; k < counters; ++k) {
+  for (int k = 0; k < counters; ++k) {
     const uint64_t index = static_cast<uint64_t>(counter + k);
-    uint32_t words[4] = {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 0, 0};
-    philox(words, seed);
-    box_muller(words[0], words[1], noise[4 * k], noise[4 * k + 1]);
-    box_muller(words[2], words[3], noise[4 * k + 2], noise[4 * k + 3]);
+    uint32_t c[4] = {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 0, 0};
+    philox(c, seed);
+    for (int word = 0; word < 4; ++word) words[word][k] = c[word];
+  }
+#pragma GCC ivdep
+  for (int k = 0; k < counters; ++k) {
+    box_muller(words[0][k], words[1][k], noise[4 * k], noise[4 * k + 1]);
+    box_muller(words[2][k], words[3][k], noise[4 * k + 2], noise[4 * k + 3]);
   }
   return noise + first % 4;
 }
