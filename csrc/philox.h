@@ -8,19 +8,19 @@
 
 namespace vae_fast {
 
-VAE_FAST_FN uint32_t high_product(uint32_t a, uint32_t b) { return static_cast<uint32_t>((uint64_t{a} * b) >> 32); }
-
-VAE_FAST_FN void philox_round(uint32_t (&c)[4], uint32_t key0, uint32_t key1) {
-  constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
-  const uint32_t c0 = c[0], c2 = c[2];
-  c[0] = high_product(kMultiplier1, c2) ^ c[1] ^ key0;
-  c[1] = kMultiplier1 * c2;
-  c[2] = high_product(kMultiplier0, c0) ^ c[3] ^ key1;
-  c[3] = kMultiplier0 * c0;
+// W holds a 32-bit word: uint32_t, or uint64_t where that lets a compiler vectorise the 32 x 32 -> 64 bit products.
+template <class W>
+VAE_FAST_FN void philox_round(W (&c)[4], uint32_t key0, uint32_t key1) {
+  const uint64_t product0 = uint64_t{0xD2511F53u} * c[0], product1 = uint64_t{0xCD9E8D57u} * c[2];
+  c[0] = static_cast<W>(product1 >> 32) ^ c[1] ^ key0;
+  c[1] = static_cast<uint32_t>(product1);
+  c[2] = static_cast<W>(product0 >> 32) ^ c[3] ^ key1;
+  c[3] = static_cast<uint32_t>(product0);
 }
 
 // c: the counter on entry, four random words on return
-VAE_FAST_FN void philox(uint32_t (&c)[4], uint64_t seed) {
+template <class W>
+VAE_FAST_FN void philox(W (&c)[4], uint64_t seed) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     philox_round(c, key0, key1);
