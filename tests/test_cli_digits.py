@@ -1,7 +1,6 @@
 """The default run, cut short: handwritten digits, a convolutional Bernoulli VAE."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,6 @@ import torch
 from cli_helpers import command, metrics
 
 from vae_fast.cli.data import ImageData, shifted
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other on a machine busy with other work take ten times as long as one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -25,13 +25,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "elbo.md"
 Prior = tuple[Tensor, Tensor]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Nothing here is large enough to gain by a second thread; on a busy machine it is waited for."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -50,9 +50,15 @@ def row_weight(owner: str, weight: Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"{owner}: weight must be a tensor of shape [{rows}], one number a row, got {got}")
     constant(owner, "weight", weight)
     same_device(owner, "x", x, "weight", weight)
-    if weight.is_cpu and type(weight) is Tensor and not torch.compiler.is_compiling() and bool((weight < 0).any()):
-        raise ValueError(f"{owner}: weight must not be negative, got {weight.min().item():g}")
+    if weight.is_cpu and type(weight) is Tensor and not torch.compiler.is_compiling():
+        not_negative(owner, weight)
     return weight if weight.dtype in _FLOATING else weight.to(torch.float32)
+
+
+def not_negative(owner: str, weight: Tensor) -> None:
+    """Reads the weights: on a GPU, waits for them."""
+    if bool((weight < 0).any()):
+        raise ValueError(f"{owner}: weight must not be negative, got {weight.min().item():g}")
 
 
 def element_mask(owner: str, mask: Tensor, x: Tensor) -> Tensor:
@@ -99,8 +105,8 @@ def support(
     owner: str, x: Tensor, low: float, high: float, weight: Tensor | None = None, mask: Tensor | None = None
 ) -> None:
     """Every x that counts lies in the likelihood's support, no weight is negative. On a GPU, waits for it."""
-    if weight is not None and bool((weight < 0).any()):
-        raise ValueError(f"{owner}: weight must not be negative, got {weight.min().item():g}")
+    if weight is not None:
+        not_negative(owner, weight)
     if x.dtype in (torch.uint8, torch.bool):
         return
     x = x.detach()

@@ -207,7 +207,7 @@ def elbo(
     tensors, target, weight, mask = _observations(names, parameters, x, objective.weight, objective.mask)
     same_batch(owner, name, target, mu)
     rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, objective.prior, mu)
-    _, _, _, beta, scale, reduce = objective
+    beta, scale, reduce = objective.beta, objective.scale, objective.reduce
     if use_reference(target.device):
         return reference.elbo(
             entry.elementwise,

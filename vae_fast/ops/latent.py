@@ -11,15 +11,11 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.ops.library import LIBRARY, define, recording
-from vae_fast.ops.likelihoods import differentiate, empty_gradients
+from vae_fast.ops.likelihoods import differentiate, empty_gradients, pair
 from vae_fast.ops.onepass import Function, OnePassOperator, autograd_kernel, differentiates_once, wants_gradient
 
 _POSTERIOR = "Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar"
 _GRADIENTS = "Tensor dmu, Tensor dlogvar, Tensor dprior_mu, Tensor dprior_logvar"
-
-
-def _pair(mu: Tensor | None, logvar: Tensor | None) -> reference.latent.Prior | None:
-    return None if mu is None or logvar is None else (mu, logvar)
 
 
 def _present(*tensors: Tensor | None) -> list[Tensor]:
@@ -40,7 +36,7 @@ def _sample_kl_fake(
 def _sample_kl_kernel(
     mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return reference.sample_kl(mu, logvar, seed, _pair(prior_mu, prior_logvar))
+    return reference.sample_kl(mu, logvar, seed, pair(prior_mu, prior_logvar))
 
 
 def _backward_fake(dz: Any, dkl: Any, *args: Any) -> tuple[Tensor, ...]:
@@ -52,7 +48,7 @@ def _backward_kernel(dz: Any, dkl: Any, *args: Any) -> tuple[Tensor, ...]:
     *posterior, seed, asked = args
 
     def value(mu: Tensor, logvar: Tensor, *prior: Any) -> tuple[Tensor, None]:
-        z, kl = reference.sample_kl(mu, logvar, seed, _pair(*prior))
+        z, kl = reference.sample_kl(mu, logvar, seed, pair(*prior))
         total = kl.new_zeros(()) * mu.sum()
         if dz is not None:
             total = total + (z * dz).sum()
@@ -150,15 +146,21 @@ def _sample(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: 
         return REPARAMETERIZE(mu, logvar, seed)
 
 
-def _sample_autograd(*args: Any) -> Any:
-    divergence = len(args) == 5
-    mu, logvar, prior_mu, prior_logvar, seed = args if divergence else (*args[:2], None, None, args[2])
+def _recorded(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor, divergence: bool) -> Any:
     run = SampleKl.apply if wants_gradient(mu, logvar, prior_mu, prior_logvar) else _sample
     return run(mu, logvar, prior_mu, prior_logvar, seed, divergence)
 
 
-LIBRARY.impl("reparameterize", _sample_autograd, "Autograd")
-LIBRARY.impl("sample_kl", _sample_autograd, "Autograd")
+def _reparameterize_autograd(mu: Tensor, logvar: Tensor, seed: Tensor) -> Any:
+    return _recorded(mu, logvar, None, None, seed, divergence=False)
+
+
+def _sample_kl_autograd(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, seed: Tensor) -> Any:
+    return _recorded(mu, logvar, prior_mu, prior_logvar, seed, divergence=True)
+
+
+LIBRARY.impl("reparameterize", _reparameterize_autograd, "Autograd")
+LIBRARY.impl("sample_kl", _sample_kl_autograd, "Autograd")
 
 
 def sample(mu: Tensor, logvar: Tensor, prior: Any, seed: Tensor, divergence: bool) -> Any:
@@ -166,5 +168,4 @@ def sample(mu: Tensor, logvar: Tensor, prior: Any, seed: Tensor, divergence: boo
     prior_mu, prior_logvar = prior if prior is not None else (None, None)
     if torch.compiler.is_compiling():
         return SAMPLE_KL(mu, logvar, prior_mu, prior_logvar, seed) if divergence else REPARAMETERIZE(mu, logvar, seed)
-    run = SampleKl.apply if wants_gradient(mu, logvar, prior_mu, prior_logvar) else _sample
-    return run(mu, logvar, prior_mu, prior_logvar, seed, divergence)
+    return _recorded(mu, logvar, prior_mu, prior_logvar, seed, divergence)

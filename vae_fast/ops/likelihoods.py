@@ -25,6 +25,11 @@ def empty_gradients(tensors: tuple[Tensor | None, ...], asked: int, fallback: Te
     ]
 
 
+def pair(mu: Tensor | None, logvar: Tensor | None) -> reference.Prior | None:
+    """A prior from two optional arguments of an operator."""
+    return None if mu is None or logvar is None else (mu, logvar)
+
+
 def differentiate(
     function: Callable[..., Any], tensors: tuple[Tensor | None, ...], asked: int, fallback: Tensor
 ) -> tuple[Any, list[Tensor]]:
@@ -95,7 +100,7 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
                 x,
                 mu,
                 logvar,
-                None if prior_mu is None else (prior_mu, prior_logvar),
+                pair(prior_mu, prior_logvar),
                 weight=weight,
                 mask=mask,
                 beta=beta if beta_factor is None else beta * beta_factor,
