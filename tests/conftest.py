@@ -1,9 +1,28 @@
 """Fixtures for all tests."""
 
+import os
+import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels() -> Iterator[None]:
+    """With TRITON_INTERPRET=1 the Triton kernels serve the CPU, in Triton's interpreter."""
+    if INTERPRETED:
+        from vae_fast.ops.triton_backend import register
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the C++ kernels are overridden
+            library = register("CPU")
+        yield
+        library._destroy()
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)

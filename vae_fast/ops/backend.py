@@ -64,7 +64,8 @@ def report() -> str:
             + ("available" if reason is None else f"unavailable: {reason}")
         )
     on_cpu = "reference" if unavailable("cpp") else "cpp"
-    chosen = f"chosen by the tensors' device: cpu -> {on_cpu}, others -> reference"
+    on_gpu = "reference" if unavailable("triton") else "triton"
+    chosen = f"chosen by the tensors' device: cpu -> {on_cpu}, cuda -> {on_gpu}, others -> reference"
     lines.append(f"forced     {_forced}" if _forced else chosen)
     lines += [f"build      {key}: {value}" for key, value in build_record().items()]
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 LIBRARY = torch.library.Library("vae_fast", "DEF")
 _FOLDER = Path(__file__).resolve().parent.parent
+REFERENCES: dict[str, Callable[..., Any]] = {}  # the plain PyTorch implementation of each operator
 _AUTOGRAD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
 
 
@@ -27,6 +28,7 @@ def define(schema: str, fake: Callable[..., Any], reference: Callable[..., Any])
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"vae_fast::{name}", fake, lib=LIBRARY)
+    REFERENCES[name] = reference
     LIBRARY.impl(name, _announced(reference), "CompositeExplicitAutograd")
     return getattr(torch.ops.vae_fast, name).default
 
@@ -53,9 +55,10 @@ def _announced(reference: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.cache
-def announce(device: str) -> None:
-    """Warns, once for a device, that the reference serves it."""
-    reason = unavailable("cpp") if device == "cpu" else f"no kernels for {device} tensors are installed"
+def announce(device: str, reason: str | None = None) -> None:
+    """Warns, once for a device and reason, that the reference serves it."""
+    if reason is None:
+        reason = unavailable("cpp") if device == "cpu" else f"no kernels for {device} tensors are installed"
     warnings.warn(f"vae_fast: the plain PyTorch reference runs on {device}: {reason}", ReferenceWarning, stacklevel=3)
 
 
@@ -66,6 +69,10 @@ def unavailable(backend: str) -> str | None:
         return None
     if backend == "cpp":
         return _LOAD_FAILURE
+    if backend == "triton":
+        from vae_fast.ops.triton_backend import obstacle  # which needs the operators, defined with this module's help
+
+        return obstacle()
     return f"this version of vae_fast has no {backend} kernels"
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from vae_fast.ops import triton_backend
 from vae_fast.ops.library import define
 
 _ONCE = "vae_fast's operators differentiate once; for create_graph use vae_fast.backend('reference')"
@@ -170,10 +171,13 @@ def _scaled(ctx: Any, dvalue: Tensor) -> Sequence[Tensor]:
     ctx.gradients = ()
     if scalar and dvalue.is_cpu and dvalue.item() == 1:
         return gradients
+    wanted = [g for g in gradients if g.numel()]
+    if dvalue.is_cuda and triton_backend.INSTALLED:
+        triton_backend.scale(wanted, dvalue)
+        return gradients
     with torch._C._AutoDispatchBelowAutograd():
-        for g in gradients:
-            if g.numel():
-                SCALE_ROWS(g, dvalue)
+        for g in wanted:
+            SCALE_ROWS(g, dvalue)
     return gradients
 
 

@@ -1,0 +1,53 @@
+"""What the row loop needs of a likelihood or a divergence: an accumulator over the observations of a row.
+
+    step(state, parameters, x, factor, ONE) -> (state, gradients)    adds one observation
+    fold(state, ONE, VECTOR) -> terms                                turns the state into terms that add up
+    finish(total, count, parameters) -> value                        closes a row of `count` observations
+
+step works on tiles [ROWS, COLS]; a parameter that is one number a row arrives as [ROWS, 1], and as [ROWS] in finish.
+x is in units of 1 / ONE: bytes come as 0 to 255 with ONE = 255. The gradients are times factor.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """step, fold, finish: the functions. states: how many tensors the state has; they start at 0.
+    neutral: parameters that with x = 0 leave the state as it is, for places that don't count.
+    steps: after how many steps of a single tensor element the state must be folded, None for never."""
+
+    step: Any
+    fold: Any
+    finish: Any
+    states: int
+    neutral: tuple[float, ...]
+    steps: int | None = None
+
+
+@triton.jit
+def neighbours(tile, VECTOR: tl.constexpr):
+    """[ROWS, COLS] as [ROWS, COLS / VECTOR, VECTOR]: what one thread holds, together."""
+    return tl.reshape(tile, [tile.shape[0], tile.shape[1] // VECTOR, VECTOR])
+
+
+@triton.jit
+def sum_of_one(state, ONE: tl.constexpr, VECTOR: tl.constexpr):
+    """fold of a state that is one sum already"""
+    return tl.sum(neighbours(state[0], VECTOR), 2)
+
+
+@triton.jit
+def as_it_is(total, count, parameters):
+    """finish where nothing is left to do"""
+    return total
+
+
+@triton.jit
+def halved(total, count, parameters):
+    """finish of terms that were summed without their factor 1/2"""
+    return 0.5 * total

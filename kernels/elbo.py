@@ -1,0 +1,253 @@
+"""`<likelihood>_nll`, `elbo_<likelihood>`, `gaussian_kl` and `monte_carlo_kl`: one kernel over rows serves them all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from vae_fast.kernels.divergences import GAUSSIAN_KL, LOG_RATIO, STANDARD_KL
+from vae_fast.kernels.launch import launch
+from vae_fast.kernels.likelihoods import LIKELIHOODS
+from vae_fast.kernels.operands import Operands, Outputs
+from vae_fast.kernels.rows import store_column_sums, store_row_sums, sum_rows, zeros_for
+from vae_fast.kernels.tiling import tiling_of
+
+
+@triton.jit
+def objective_of_rows(
+    tile,
+    split,
+    operands,
+    latent,
+    weight_ptr,
+    weight_stride,
+    nll_ptr,
+    kl_ptr,
+    beta,
+    scale,
+    rows,
+    width: tl.constexpr,
+    per_split,
+    latent_width: tl.constexpr,
+    latent_per_split,
+    over_rows,
+    latent_over_rows,
+    STEP: tl.constexpr,
+    FOLD: tl.constexpr,
+    FINISH: tl.constexpr,
+    SHAPE: tl.constexpr,
+    LATENT_STEP: tl.constexpr,
+    LATENT_FOLD: tl.constexpr,
+    LATENT_FINISH: tl.constexpr,
+    LATENT_SHAPE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A split of ROWS rows: stores nll and kl, returns scale (nll + beta kl) [ROWS] and the grown sums over rows."""
+    row = tile * ROWS + tl.arange(0, ROWS)
+    exists = row < rows
+    row = tl.minimum(row, rows - 1)  # a row beyond the last is the last again, computed and dropped
+    at = split.to(tl.int64) * rows + row
+    tall, tall_exists = row[:, None], exists[:, None]
+    live = tall_exists
+    factor = scale
+    SELECT: tl.constexpr = weight_ptr is not None or operands[5] is not None
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + row * weight_stride).to(tl.float32)
+        live = live & (weight != 0)[:, None]
+        factor = scale * weight[:, None]
+
+    nll, over_columns, over_rows = sum_rows(
+        operands, (tall, tall_exists, live, factor), split, per_split, width, over_rows,
+        STEP, FOLD, FINISH, SHAPE, SELECT, SPLITS, ROWS,
+    )  # fmt: skip
+    store_row_sums(operands[2], over_columns, at, exists, SHAPE[0])
+    if weight_ptr is not None:
+        nll = tl.where(weight == 0, 0.0, weight * nll)
+    tl.store(nll_ptr + at, nll, mask=exists)
+    loss = nll
+    if latent is not None:
+        kl, over_columns, latent_over_rows = sum_rows(
+            latent, (tall, tall_exists, live, factor * beta), split, latent_per_split, latent_width, latent_over_rows,
+            LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, True, SPLITS, ROWS,
+        )  # fmt: skip
+        store_row_sums(latent[2], over_columns, at, exists, LATENT_SHAPE[0])
+        if weight_ptr is not None:
+            kl = tl.where(weight == 0, 0.0, weight * kl)
+        tl.store(kl_ptr + at, kl, mask=exists)
+        loss += tl.where(beta == 0, 0.0, beta * kl)
+    return tl.where(exists, scale * loss, 0.0), over_rows, latent_over_rows
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "per_split", "latent_per_split"])
+def objective(
+    operands,
+    latent,
+    weight_ptr,
+    weight_stride,
+    beta_ptr,
+    nll_ptr,  # [splits, B]
+    kl_ptr,  # [splits, B]
+    loss_ptr,  # [splits, B], or [splits, groups] if REDUCE, or None
+    beta,
+    scale,
+    rows,
+    tiles,  # of ROWS rows in a group
+    width: tl.constexpr,
+    per_split,
+    latent_width: tl.constexpr,
+    latent_per_split,
+    STEP: tl.constexpr,
+    FOLD: tl.constexpr,
+    FINISH: tl.constexpr,
+    SHAPE: tl.constexpr,
+    LATENT_STEP: tl.constexpr,
+    LATENT_FOLD: tl.constexpr,
+    LATENT_FINISH: tl.constexpr,
+    LATENT_SHAPE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    GROUPED: tl.constexpr,
+    REDUCE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """nll and kl of each row, times its weight; scale (nll + beta kl); and the gradients of that."""
+    group = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1)
+    if beta_ptr is not None:
+        beta *= tl.load(beta_ptr).to(tl.float32)
+
+    over_rows = zeros_for(operands[2], SHAPE[0], 2, ROWS, SHAPE[1])
+    latent_over_rows = ()
+    if latent is not None:
+        latent_over_rows = zeros_for(latent[2], LATENT_SHAPE[0], 2, ROWS, LATENT_SHAPE[1])
+    if GROUPED:
+        losses = tl.zeros([ROWS], tl.float32)
+        for tile in range(group * tiles, (group + 1) * tiles):
+            loss, over_rows, latent_over_rows = objective_of_rows(
+                tile, split, operands, latent, weight_ptr, weight_stride, nll_ptr, kl_ptr, beta, scale, rows, width,
+                per_split, latent_width, latent_per_split, over_rows, latent_over_rows,
+                STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, SPLITS, ROWS,
+            )  # fmt: skip
+            losses += loss
+            if loss_ptr is not None and not REDUCE:
+                row = tile * ROWS + tl.arange(0, ROWS)
+                tl.store(loss_ptr + split.to(tl.int64) * rows + row, loss, mask=row < rows)
+        store_column_sums(operands[2], over_rows, group, split, SPLITS, width, SHAPE)
+        if latent is not None:
+            store_column_sums(latent[2], latent_over_rows, group, split, SPLITS, latent_width, LATENT_SHAPE)
+    else:
+        losses, over_rows, latent_over_rows = objective_of_rows(
+            group, split, operands, latent, weight_ptr, weight_stride, nll_ptr, kl_ptr, beta, scale, rows, width,
+            per_split, latent_width, latent_per_split, over_rows, latent_over_rows,
+            STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, SPLITS, ROWS,
+        )  # fmt: skip
+        if loss_ptr is not None and not REDUCE:
+            row = group * ROWS + tl.arange(0, ROWS)
+            tl.store(loss_ptr + split.to(tl.int64) * rows + row, losses, mask=row < rows)
+    if loss_ptr is not None and REDUCE:
+        tl.store(loss_ptr + split * tl.num_programs(0) + group, tl.sum(losses, 0))
+
+
+def _accumulate(
+    operands: Operands,
+    latent: Operands | None,
+    weight: Tensor | None,
+    *,
+    beta_factor: Tensor | None = None,
+    beta: float = 1.0,
+    scale: float = 1.0,
+    reduce: bool | None = None,
+) -> tuple[Tensor, ...]:
+    """(loss, unless reduce is None; nll; kl, if there is a latent; the gradients of operands and latent)."""
+    device = operands.parameters[0].device
+    shared = operands.sums_over_rows() or (latent is not None and latent.sums_over_rows())
+    tiling = tiling_of(operands.rows, operands.width, latent.width if latent else 0, operands.vector, shared)
+    outputs = Outputs(tiling, operands.rows, device)
+    loss = None if reduce is None else outputs.total() if reduce else outputs.of_rows()
+    nll, kl = outputs.of_rows(), outputs.of_rows() if latent else None
+    gradients, latent_gradients = outputs.gradients(operands), outputs.gradients(latent) if latent else []
+    launch(
+        objective,
+        (tiling.groups, tiling.splits),
+        device,
+        operands.packed(gradients),
+        latent.packed(latent_gradients) if latent else None,
+        weight,
+        weight.stride(0) if weight is not None else 0,
+        beta_factor,
+        nll.partial,
+        kl.partial if kl else None,
+        loss.partial if loss else None,
+        float(beta),
+        float(scale),
+        operands.rows,
+        tiling.tiles,
+        operands.width,
+        tiling.per_split,
+        latent.width if latent else 0,
+        tiling.latent_per_split,
+        *operands.functions,
+        operands.shape(tiling.columns, tiling.per_split),
+        *(latent.functions if latent else (None, None, None)),
+        latent.shape(tiling.latent_columns, tiling.latent_per_split) if latent else None,
+        tiling.splits,
+        tiling.grouped,
+        bool(reduce),
+        tiling.rows,
+        num_warps=tiling.warps,
+    )
+    empty = operands.parameters[0].new_empty(0)
+    values = [s.finish() for s in (loss, nll, kl) if s is not None]
+    return (
+        *values,
+        *(g.finish() if g else empty for g in gradients),
+        *(g.finish() if g else empty for g in latent_gradients),
+    )
+
+
+def _likelihood(name: str, parameters: Sequence[Tensor], x: Tensor, mask: Tensor | None, asked: int) -> Operands:
+    each, shared = LIKELIHOODS[name]
+    rows, width = x.shape
+    accumulator = shared if parameters[-1].size(1) == 1 < width else each
+    return Operands(accumulator, parameters, rows, width, asked, x, mask)
+
+
+def nll(name: str, *arguments: Any) -> tuple[Tensor, ...]:
+    """The operator <name>_nll: (parameters, x, weight?, mask?, asked) -> (nll [B], gradients)."""
+    *parameters, x, weight, mask, asked = arguments
+    return _accumulate(_likelihood(name, parameters, x, mask, asked), None, weight)
+
+
+def elbo(name: str, *arguments: Any) -> tuple[Tensor, ...]:
+    """The operator elbo_<name>; see vae_fast/ops/likelihoods.py for its arguments and results."""
+    *parameters, x, mu, logvar, prior_mu, prior_logvar, weight, mask, beta_factor, beta, scale, reduce, asked = (
+        arguments
+    )
+    operands = _likelihood(name, parameters, x, mask, asked)
+    given = prior_mu is not None
+    posterior = (mu, logvar, prior_mu, prior_logvar) if given else (mu, logvar)
+    latent = Operands(GAUSSIAN_KL if given else STANDARD_KL, posterior, *mu.shape, asked >> len(parameters))
+    outputs = _accumulate(operands, latent, weight, beta_factor=beta_factor, beta=beta, scale=scale, reduce=reduce)
+    return outputs if given else (*outputs, mu.new_empty(0), mu.new_empty(0))
+
+
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    weight: Tensor | None,
+    asked: int,
+) -> tuple[Tensor, ...]:
+    """The operator gaussian_kl -> (kl [B], gradients)."""
+    if prior_mu is None or prior_logvar is None:
+        outputs = _accumulate(Operands(STANDARD_KL, (mu, logvar), *mu.shape, asked & 3), None, weight)
+        return (*outputs, mu.new_empty(0), mu.new_empty(0))
+    return _accumulate(Operands(GAUSSIAN_KL, (mu, logvar, prior_mu, prior_logvar), *mu.shape, asked), None, weight)
+
+
+def monte_carlo_kl(*arguments: Any) -> tuple[Tensor, ...]:
+    """The operator monte_carlo_kl: (z, mu, logvar, prior_mu, prior_logvar, weight?, asked) -> (kl [B], gradients)."""
+    *parameters, weight, asked = arguments
+    return _accumulate(Operands(LOG_RATIO, parameters, *parameters[0].shape, asked), None, weight)

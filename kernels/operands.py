@@ -1,0 +1,139 @@
+"""Tensors of an operator as the kernels take them, and where their sums and gradients go."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vae_fast.kernels.accumulator import Accumulator
+from vae_fast.kernels.fold import add_partials
+from vae_fast.kernels.tiling import Columns, Tiling
+
+
+def as_bytes(t: Tensor | None) -> Tensor | None:
+    """Booleans as the bytes that they are stored in."""
+    return t.view(torch.uint8) if t is not None and t.dtype == torch.bool else t
+
+
+def strides_of(t: Tensor, rows: int, width: int) -> tuple[int, int]:
+    """The strides of t among operands [rows, width]; a size of 1 repeats."""
+    row, column = t.stride()
+    return row if t.size(0) == rows else 0, column if t.size(1) == width else 0
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The parameters of one accumulator over [rows, width], with what belongs to them.
+
+    A parameter may have size 1 in place of either; `asked` has a bit for each that wants a gradient.
+    """
+
+    accumulator: Accumulator
+    parameters: Sequence[Tensor]
+    rows: int
+    width: int
+    asked: int
+    x: Tensor | None = None
+    mask: Tensor | None = None
+
+    def kind(self, t: Tensor) -> int:
+        """1: one number a row, 2: one row for all, 3: both, 0: neither."""
+        return (t.size(1) == 1 < self.width) | (t.size(0) == 1 < self.rows) << 1
+
+    def kinds(self) -> tuple[int, ...]:
+        return tuple(self.kind(t) for t in self.parameters)
+
+    def wanted(self) -> list[bool]:
+        return [bool(self.asked >> k & 1) for k in range(len(self.parameters))]
+
+    def sums_over_rows(self) -> bool:
+        return any(w and self.kind(t) & 2 for t, w in zip(self.parameters, self.wanted(), strict=True))
+
+    @property
+    def vector(self) -> int:
+        """Elements of the widest parameter in 128 bits."""
+        return 16 // max(t.element_size() for t in self.parameters)
+
+    @property
+    def functions(self) -> tuple[Any, Any, Any]:
+        return self.accumulator.step, self.accumulator.fold, self.accumulator.finish
+
+    def packed(self, gradients: Sequence["Sum | None"]) -> tuple[Any, ...]:
+        """The tuple that rows.py unpacks."""
+        x, mask = as_bytes(self.x), as_bytes(self.mask)
+        return (
+            tuple(self.parameters),
+            tuple(strides_of(t, self.rows, self.width) for t in self.parameters),
+            tuple(g.partial if g is not None else None for g in gradients),
+            x,
+            x.stride() if x is not None else None,
+            mask,
+            mask.stride() if mask is not None else None,
+        )
+
+    def shape(self, columns: Columns, per_split: int) -> tuple[Any, ...]:
+        """The constants that rows.py unpacks."""
+        steps = (self.accumulator.steps or 0) // self.vector
+        unroll = columns.unroll(per_split, self.width, self.vector)
+        return (
+            self.kinds(),
+            columns.tile,
+            self.vector,
+            columns.tail,
+            columns.bounded,
+            unroll,
+            steps // unroll * unroll if per_split > steps else 0,
+            255 if self.x is not None and self.x.dtype == torch.uint8 else 1,
+            self.accumulator.states,
+            self.accumulator.neutral,
+        )
+
+
+@dataclass(frozen=True)
+class Sum:
+    """An output and what the programs write of it: itself, or partial sums [P, N]."""
+
+    out: Tensor
+    partial: Tensor
+
+    def finish(self) -> Tensor:
+        if self.partial is not self.out:
+            add_partials(self.partial, self.out)
+        return self.out
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Allocates what a launch with this tiling writes."""
+
+    tiling: Tiling
+    rows: int
+    device: torch.device
+
+    def _sum(self, out: Tensor, count: int) -> Sum:
+        """count partial sums of each element; one alone is the output itself."""
+        if count == 1:
+            return Sum(out, out)
+        return Sum(out, torch.empty((count, out.numel()), dtype=torch.float32, device=self.device))
+
+    def of_rows(self) -> Sum:
+        """One number a row."""
+        return self._sum(torch.empty(self.rows, dtype=torch.float32, device=self.device), self.tiling.splits)
+
+    def total(self) -> Sum:
+        """One number."""
+        return self._sum(
+            torch.empty((), dtype=torch.float32, device=self.device), self.tiling.groups * self.tiling.splits
+        )
+
+    def gradients(self, operands: Operands) -> list[Sum | None]:
+        return [
+            self._gradient(t, operands.kind(t)) if wanted else None
+            for t, wanted in zip(operands.parameters, operands.wanted(), strict=True)
+        ]
+
+    def _gradient(self, t: Tensor, kind: int) -> Sum:
+        out = torch.empty(t.shape, dtype=t.dtype, device=self.device)
+        count = {0: 1, 1: self.tiling.splits, 2: self.tiling.groups, 3: self.tiling.groups * self.tiling.splits}
+        return self._sum(out, count[kind])

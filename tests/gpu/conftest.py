@@ -1,0 +1,5 @@
+"""What the tests of the GPU kernels share."""
+
+import pytest
+
+pytest.importorskip("triton")
