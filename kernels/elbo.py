@@ -51,12 +51,12 @@ def objective_of_rows(
     at = split.to(tl.int64) * rows + row
     tall, tall_exists = row[:, None], exists[:, None]
     live = tall_exists
-    factor = scale
+    factor = tl.full([1, 1], scale, tl.float32)
     SELECT: tl.constexpr = weight_ptr is not None or operands[5] is not None
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + row * weight_stride).to(tl.float32)
         live = live & (weight != 0)[:, None]
-        factor = scale * weight[:, None]
+        factor = factor * weight[:, None]
 
     nll, over_columns, over_rows = sum_rows(
         operands, (tall, tall_exists, live, factor), split, per_split, width, over_rows,
@@ -209,7 +209,7 @@ def _accumulate(
 def _likelihood(name: str, parameters: Sequence[Tensor], x: Tensor, mask: Tensor | None, asked: int) -> Operands:
     each, shared = LIKELIHOODS[name]
     rows, width = x.shape
-    accumulator = shared if parameters[-1].size(1) == 1 < width else each
+    accumulator = shared if parameters[-1].size(1) == 1 != width else each
     return Operands(accumulator, parameters, rows, width, asked, x, mask)
 
 

@@ -131,30 +131,6 @@ def sample_backward(
         tl.store(dlogvar_ptr + to, dlogvar.to(dlogvar_ptr.dtype.element_ty), mask=stored)
 
 
-@triton.jit(do_not_specialize=["count"])
-def scale(gradients, counts, factor_ptr, factor_stride, width, COLS: tl.constexpr, PER_ROW: tl.constexpr):
-    """Each gradient times a factor, in place; a factor of 0 selects. Programs of axis 1 take one gradient each."""
-    first = tl.program_id(0).to(tl.int64) * COLS
-    for k in tl.static_range(len(gradients)):
-        if tl.program_id(1) == k:
-            scale_one(gradients[k], counts[k], first, factor_ptr, factor_stride, width, COLS, PER_ROW)
-
-
-@triton.jit
-def scale_one(gradient_ptr, count, first, factor_ptr, factor_stride, width, COLS: tl.constexpr, PER_ROW: tl.constexpr):
-    place = first + tl.arange(0, COLS)
-    inside = place < count
-    if PER_ROW:
-        factor = tl.load(factor_ptr + (place // width) * factor_stride, mask=inside, other=0.0).to(tl.float32)
-        wanted = inside
-    else:
-        factor = tl.load(factor_ptr).to(tl.float32)
-        wanted = inside & (factor != 1.0)
-    gradient = tl.load(gradient_ptr + place, mask=wanted, other=0.0).to(tl.float32)
-    scaled = tl.where(factor == 0, 0.0, gradient * factor)
-    tl.store(gradient_ptr + place, scaled.to(gradient_ptr.dtype.element_ty), mask=wanted)
-
-
 def _prior(prior_mu: Tensor | None, prior_logvar: Tensor | None) -> tuple[Tensor, ...] | None:
     return None if prior_mu is None or prior_logvar is None else (prior_mu, prior_logvar)
 
@@ -250,22 +226,3 @@ def sample_kl_backward(
     if dkl is None or asked & 12 == 0:
         return dmu, dlogvar, mu.new_empty(0), mu.new_empty(0)
     return dmu, dlogvar, *elbo.gaussian_kl(mu, logvar, prior_mu, prior_logvar, dkl, asked & 12)[3:]
-
-
-def scale_rows_(gradients: Sequence[Tensor], factor: Tensor) -> None:
-    """Contiguous gradients times factor, [] or [B], in place, in one launch; a factor of 1 costs no more."""
-    columns = 1024
-    longest = max((g.numel() for g in gradients), default=0)
-    launch(
-        scale,
-        (triton.cdiv(longest, columns), len(gradients)),
-        factor.device,
-        tuple(gradients),
-        tuple(g.numel() for g in gradients),
-        factor,
-        factor.stride(0) if factor.dim() else 0,
-        gradients[0].numel() // max(1, gradients[0].size(0)) if factor.dim() else 1,
-        columns,
-        factor.dim() == 1,
-        num_warps=4,
-    )

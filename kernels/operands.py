@@ -39,7 +39,7 @@ class Operands:
 
     def kind(self, t: Tensor) -> int:
         """1: one number a row, 2: one row for all, 3: both, 0: neither."""
-        return (t.size(1) == 1 < self.width) | (t.size(0) == 1 < self.rows) << 1
+        return (t.size(1) == 1 != self.width) | (t.size(0) == 1 != self.rows) << 1
 
     def kinds(self) -> tuple[int, ...]:
         return tuple(self.kind(t) for t in self.parameters)

@@ -7,7 +7,7 @@ import triton
 THREADS = 128  # of a full tile, each with `vector` neighbours: one 128-bit access of the widest operand
 PROGRAMS = 512  # that many programs fill a large GPU
 WASTE = 1.0625  # of columns computed to columns there are, at most, where a choice of the tile allows it
-TILES_PER_SPLIT = 4  # a row is cut where each part keeps that many tiles
+LONG = 8  # tiles of a row that is worth cutting, which takes a second launch
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ def _computed(width: int, tile: int) -> int:
     return width - rest + (triton.next_power_of_2(rest) if rest else 0)
 
 
+def _masked(width: int, tile: int) -> Columns:
+    """Without a tail: the last tile is masked, the only one too where there are no columns."""
+    return Columns(tile, 0, width % tile != 0 or width == 0)
+
+
 def _columns(width: int, largest: int, least: int) -> Columns:
     """The widest tile that wastes little, else the one that wastes least."""
     widest = min(largest, triton.next_power_of_2(max(1, width)))
@@ -59,7 +64,7 @@ def _columns(width: int, largest: int, least: int) -> Columns:
     tile = frugal[0] if frugal else min(choices, key=lambda tile: _computed(width, tile))
     rest = width % tile
     if rest == 0 or width < tile:
-        return Columns(tile, 0, rest != 0)
+        return _masked(width, tile)
     tail = triton.next_power_of_2(rest)
     return Columns(tile, tail, rest != tail)
 
@@ -84,15 +89,14 @@ def tiling_of(rows: int, width: int, latent_width: int, vector: int, shared: boo
     height = _rows(rows, columns.tile, elements)
     latent = _columns(latent_width, max(1, elements // height), least)
     if shared:
-        columns = Columns(columns.tile, 0, width % columns.tile != 0)
-        latent = Columns(latent.tile, 0, latent_width % latent.tile != 0)
+        columns, latent = _masked(width, columns.tile), _masked(latent_width, latent.tile)
     row_tiles, column_tiles = triton.cdiv(rows, height), columns.whole(width)
     if shared:
         splits = max(1, column_tiles, latent.whole(latent_width))
         groups = min(row_tiles, max(1, 2 * PROGRAMS // splits))
         per_split, latent_per_split = 1, 1
     else:
-        splits = max(1, min(column_tiles // TILES_PER_SPLIT, PROGRAMS // max(1, row_tiles)))
+        splits = max(1, min(column_tiles, PROGRAMS // max(1, row_tiles))) if column_tiles >= LONG else 1
         per_split, latent_per_split = triton.cdiv(column_tiles, splits), latent.whole(latent_width)
         splits, groups = max(1, triton.cdiv(column_tiles, max(1, per_split))), row_tiles
     tiles = triton.cdiv(row_tiles, groups) if groups else 0
@@ -105,7 +109,7 @@ def latent_tiling_of(rows: int, width: int) -> Tiling:
     elements = THREADS * 8
     tile = min(elements, triton.next_power_of_2(max(1, width)))
     height = _rows(rows, tile, elements)
-    columns, row_tiles = Columns(tile, 0, width % tile != 0), triton.cdiv(rows, height)
+    columns, row_tiles = _masked(width, tile), triton.cdiv(rows, height)
     tiles = columns.whole(width)
     splits = max(1, min(tiles, PROGRAMS // max(1, row_tiles)))
     per_split = triton.cdiv(tiles, splits)

@@ -49,9 +49,18 @@ def target(b: int, d: int, dtype: torch.dtype) -> Tensor:
     return (x * 255).round().to(torch.uint8) if dtype == torch.uint8 else x.to(dtype)
 
 
-def nll(name: str, parameters: Sequence[Tensor], x: Tensor, weight: Tensor | None, mask: Tensor | None) -> Case:
+def nll(
+    name: str,
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    wanted: int | None = None,
+) -> Case:
+    """wanted: how many of the parameters want a gradient, the first ones; None for all."""
     elementwise = getattr(reference, name)
     count = len(parameters)
+    wanted = count if wanted is None else wanted
 
     def expected(*wide: Any) -> list[Tensor]:
         (value, gradients) = differentiated(
@@ -60,10 +69,10 @@ def nll(name: str, parameters: Sequence[Tensor], x: Tensor, weight: Tensor | Non
             ),
             wide[:count],
         )
-        return [value, *gradients]
+        return [value, *gradients[:wanted]]
 
     return Case(
-        [*parameters, x, weight, mask], lambda *arguments: elbo.nll(name, *arguments, (1 << count) - 1), expected
+        [*parameters, x, weight, mask], lambda *arguments: elbo.nll(name, *arguments, (1 << wanted) - 1), expected
     )
 
 
@@ -77,12 +86,19 @@ def bernoulli(b: int, d: int, dtype: torch.dtype, x_dtype: torch.dtype = torch.u
 
 
 def bernoulli_probs(b: int, d: int, dtype: torch.dtype) -> Case:
-    return nll("bernoulli_probs", [torch.rand(b, d).clamp(0.01, 0.99).to(dtype)], target(b, d, dtype), None, None)
+    return nll("bernoulli_probs", [torch.rand(b, d).clamp(0.01, 0.99).to(dtype)], target(b, d, dtype))
 
 
-def gaussian(b: int, d: int, dtype: torch.dtype, shape: Callable[..., tuple[int, int]] = lambda b, d: (b, d)) -> Case:
+def gaussian(
+    b: int,
+    d: int,
+    dtype: torch.dtype,
+    shape: Callable[..., tuple[int, int]] = lambda b, d: (b, d),
+    wanted: int | None = None,
+) -> Case:
+    """shape: of the log-variance."""
     parameters = [torch.randn(b, d).to(dtype), torch.randn(shape(b, d)).to(dtype)]
-    return nll("gaussian", parameters, target(b, d, dtype), None, None)
+    return nll("gaussian", parameters, target(b, d, dtype), wanted=wanted)
 
 
 def elbo_case(b: int, d: int, dtype: torch.dtype, *, prior: bool = False, reduce: bool = True) -> Case:

@@ -36,6 +36,7 @@ class Launch:
     arguments: tuple[Any, ...]
     num_warps: int
     stats: Any = None
+    runtime: tuple[Any, ...] = ()  # the arguments that stats.traffic numbers
 
     def compile(self, target: Any) -> tuple[Any, list[Any]]:
         """The compiled kernel and the arguments that are left at run time, as Triton's own launcher has them."""
@@ -64,7 +65,7 @@ class Launch:
             meta.shared,
             **emulation,
         )
-        self.stats.compiled = compiled
+        self.stats.compiled, self.runtime = compiled, tuple(arguments)
 
 
 def _bytes(size: int) -> torch.Tensor | None:

@@ -33,7 +33,7 @@ def scale(gradients: Sequence[Tensor], factor: Tensor) -> None:
         for gradient in gradients:
             REFERENCES["scale_rows_"](gradient, factor)
     else:
-        _function("latent", "scale_rows_")(gradients, factor)
+        _function("scale", "scale_rows_")(gradients, factor)
 
 
 @functools.cache

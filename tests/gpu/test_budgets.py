@@ -1,0 +1,106 @@
+"""What the compiled kernels may cost: instructions an element, accesses, registers, counted in the SASS.
+
+A byte of memory traffic pays for 9.6, 8.9 and 4.4 instructions on an A100, H100 and B200 (sass.ARCHITECTURES); these
+bars are far below that, except where noted, so that memory alone decides.
+"""
+
+import pytest
+import sass
+import torch
+from launches import recorded
+from vae_fast.kernels import elbo, latent
+
+pytestmark = pytest.mark.skipif(sass.cuobjdump() is None, reason="there is no cuobjdump")
+ARCHITECTURES = [80, 90, 100]
+SEED = torch.tensor(3)
+ROWS, PIXELS, Z = 8192, 784, 64
+
+
+def image(dtype, *shape):
+    return torch.empty(shape or (ROWS, PIXELS), dtype=dtype)
+
+
+def code(dtype):
+    return torch.empty((65_536, Z), dtype=dtype)
+
+
+BF16, F32, U8 = torch.bfloat16, torch.float32, torch.uint8
+# label: (launch, bytes that an element reads, widths in bits of its accesses, instructions on sm_80, 90, 100, MUFU)
+BARS = {
+    "Bernoulli, bfloat16 and bytes": (
+        lambda: elbo.nll("bernoulli", image(BF16), image(U8), None, None, 1), 3, {128, 64}, (19, 19, 18.5), 2,
+    ),
+    "Bernoulli, float32": (
+        lambda: elbo.nll("bernoulli", image(F32), image(F32), None, None, 1), 8, {128}, (15.5, 15.5, 13.5), 2,
+    ),
+    "Bernoulli, float32 and bytes": (
+        lambda: elbo.nll("bernoulli", image(F32), image(U8), None, None, 1), 5, {128, 32}, (18.5, 18.5, 17.5), 2,
+    ),
+    "Bernoulli without gradient": (
+        lambda: elbo.nll("bernoulli", image(BF16), image(U8), None, None, 0), 3, {128, 64}, (12.5, 12.5, 12.5), 1,
+    ),
+    "Gaussian, fixed": (
+        lambda: elbo.nll("gaussian", image(BF16), image(BF16, 1, 1), image(BF16), None, None, 1),
+        4, {128}, (8, 8, 6.5), 0,
+    ),
+    "Gaussian, log-variance": (
+        lambda: elbo.nll("gaussian", image(BF16), image(BF16), image(BF16), None, None, 3), 6, {128}, (17, 17, 14), 1,
+    ),
+    "reparameterize": (lambda: latent.reparameterize(code(BF16), code(BF16), SEED), 4, {128}, (26, 26, 26), 3),
+    "sample_kl backward": (
+        lambda: latent.sample_kl_backward(code(BF16), torch.ones(65_536), code(BF16), code(BF16), None, None, SEED, 3),
+        6, {128}, (32.5, 32.5, 32.5), 3,
+    ),
+    # The KL's series near the prior costs 11; where memory alone should decide, sm_100 would need 26
+    "sample_kl": (
+        lambda: latent.sample_kl(code(BF16), code(BF16), None, None, SEED), 4, {128}, (38.5, 38.5, 33.5), 3,
+    ),
+}  # fmt: skip
+
+
+def compiled(launch_of, cc):
+    with recorded() as launches:
+        launch_of()
+    return launches[0], sass.count(launches[0].compile(cc)[0])
+
+
+@pytest.mark.parametrize("cc", ARCHITECTURES)
+@pytest.mark.parametrize("name", BARS)
+def test_the_loop(name, cc):
+    launch_of, read, widths, instructions, mufu = BARS[name]
+    counted = compiled(launch_of, cc)[1]
+    body = counted.body
+    per_element = body.per_element(body.elements(read))
+    assert per_element.instructions <= instructions[ARCHITECTURES.index(cc)]
+    assert per_element.mufu <= mufu
+    assert per_element.fp64 == 0
+    if launch_of is BARS["Bernoulli, bfloat16 and bytes"][0]:
+        assert per_element.conversions == 0
+    assert counted.spills == 0 and body.shared_accesses == 0
+    assert {bits for (kind, bits) in body.accesses if kind in ("LDG", "STG")} == widths
+
+
+@pytest.mark.parametrize("cc", ARCHITECTURES)
+def test_the_whole_bernoulli_kernel(cc):
+    """784 pixels, with prologue, tail, masks and reductions: what is outside the loop runs once."""
+    launch, counted = compiled(BARS["Bernoulli, bfloat16 and bytes"][0], cc)
+    elements = 16 * PIXELS / (32 * launch.num_warps)  # of a thread, in 16 rows
+    turns = PIXELS // 64 / (counted.body.elements(3) / 8)
+    once = counted.whole.counts.instructions - counted.body.counts.instructions
+    assert (once + turns * counted.body.counts.instructions) / elements <= 22
+
+
+@pytest.mark.parametrize("cc", ARCHITECTURES)
+def test_no_kernel_spills(cc):
+    """The largest: a given prior, weights, a mask, gradients to everything."""
+    shared = torch.empty(1, Z)
+    launches_of = [
+        lambda: elbo.elbo(
+            "gaussian", image(F32), image(F32, 1, PIXELS), image(F32), *(torch.empty(ROWS, Z) for _ in range(2)),
+            shared, shared, torch.ones(ROWS), torch.ones(ROWS, PIXELS, dtype=torch.bool), None, 1.0, 1.0, True, 63,
+        ),
+        lambda: elbo.monte_carlo_kl(*(torch.empty(ROWS, Z) for _ in range(5)), torch.ones(ROWS), 31),
+        lambda: latent.sample_kl(code(F32), code(F32), shared, shared, SEED),
+    ]  # fmt: skip
+    for launch_of in launches_of:
+        assert compiled(launch_of, cc)[1].spills == 0
