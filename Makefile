@@ -1,16 +1,18 @@
 # Each target sets up all it needs in a virtual environment of its own: python3 with venv, and g++, is enough.
 #   make train ARGS="--data digits"     make test ARGS="-k elbo"     make bench ARGS="--benchmark-group-by=param"
+#   make gpu: all tests and benchmarks on a GPU, and docs/gpu-report.md; where there is none it says so
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 VAE_FAST_BUILD ?= auto
+TRITON ?= 3.9.0
 export VAE_FAST_BUILD
 
 IN_VENV := $(VENV)/bin/python
 READY := $(VENV)/ready-$(VAE_FAST_BUILD)
 INSTALLED_FROM := pyproject.toml setup.py $(wildcard kernels/__init__.py) $(shell find csrc -type f)
 
-.PHONY: train test bench lint clean
+.PHONY: train test bench gpu lint clean
 
 train: $(READY)
 	$(VENV)/bin/vae-fast fit $(ARGS)
@@ -21,6 +23,9 @@ test: $(READY)
 bench: $(READY)
 	$(IN_VENV) -m pytest benchmarks $(ARGS)
 
+gpu: $(READY)
+	$(IN_VENV) benchmarks/gpu_report.py $(ARGS)
+
 lint: $(READY)
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
@@ -30,10 +35,12 @@ lint: $(READY)
 clean:
 	rm -rf $(VENV) build dist *.egg-info vae_fast/_build.json vae_fast/*.so .*_cache
 
-# torch and setuptools come first, so that the package is built with them and not with copies of its own.
+# torch and setuptools come first, so that the package is built with them and not with copies of its own. A build of
+# torch for NVIDIA brings the triton that it was made with; one for the CPU gets the newest that the kernels are held to.
 $(VENV)/pinned: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(IN_VENV) -m pip install --constraint constraints.txt torch setuptools
+	$(IN_VENV) -c "import triton" 2>/dev/null || $(IN_VENV) -m pip install triton==$(TRITON)
 	touch $@
 
 $(READY): $(VENV)/pinned $(INSTALLED_FROM)

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from harness import Case, Row, both, each
+from harness import Case, Row, batch, both, each
 from torch import Tensor
 
 import vae_fast
 from vae_fast import reference
 
-BATCH = (4096, 784)
+BATCH = batch(4096, 784)
 SIZES = (64, 256, 1024, 4096, 16384, 65536)
 
 

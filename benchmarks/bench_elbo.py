@@ -10,7 +10,7 @@ import bench_bernoulli
 import bench_gaussian
 import pytest
 import torch
-from harness import Case, each
+from harness import ON_GPU, Case, each
 from torch import Tensor
 
 import vae_fast
@@ -102,7 +102,7 @@ def test_elbo(case, opponent, compared):
     compared(case, opponent)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.skipif(ON_GPU or not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_peak_resident_memory(quick, tables):
     """The allocator's count, checked from outside: what a process's peak grows by in one training step."""
     rows = 512 if quick else 32768

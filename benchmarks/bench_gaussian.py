@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from harness import Case, both, each
+from harness import Case, batch, both, each
 from torch import Tensor
 
 import vae_fast
@@ -46,7 +46,7 @@ def truth_learned(_: object, mean: Tensor, logvar: Tensor, x: Tensor) -> Tensor:
     return reference.nll(reference.gaussian, [mean, logvar], x).sum()
 
 
-BATCH = (4096, 784)
+BATCH = batch(4096, 784)
 FIXED = Case("gaussian_nll(mean, x).sum()", "float32", BATCH, fixed, eager_fixed, ours_fixed, truth_fixed)
 LEARNED = replace(
     FIXED,

@@ -1,7 +1,7 @@
 """The latent variable: `vae_fast.sample_kl` against reparameterisation and KL as they are usually written."""
 
 import torch
-from harness import Case, both, each
+from harness import Case, batch, both, each
 from torch import Tensor
 
 import vae_fast
@@ -26,7 +26,7 @@ def truth(outputs: tuple[Tensor, Tensor], mu: Tensor, logvar: Tensor) -> tuple[T
     return mu + torch.exp(0.5 * logvar) * eps, reference.gaussian_kl(mu, logvar)
 
 
-CASE = Case("sample_kl(mu, logvar)", "float32", (16384, 64), posterior, eager, vae_fast.sample_kl, truth)
+CASE = Case("sample_kl(mu, logvar)", "float32", batch(16384, 64), posterior, eager, vae_fast.sample_kl, truth)
 
 
 @each(both(CASE))

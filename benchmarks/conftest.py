@@ -2,6 +2,7 @@
 
     python -m pytest benchmarks -q                       every benchmark, and the tables
     python -m pytest benchmarks -q --table PATH          the tables written to PATH too, as markdown
+    python -m pytest benchmarks -q --device cuda         the same on a GPU
     python -m pytest benchmarks -q --benchmark-disable   each once at its smallest size: do they work?
 
 A case is measured once a session, its opponents in turn. Each opponent is a test that hands its times to

@@ -30,10 +30,16 @@ DIRECTIONS = ("forward", "forward + backward")
 LIMITS = ("torch.add", "torch.add, out=")
 SECONDS = 2.5  # of measuring, a case
 ROUNDS = 15, 400  # fewest and most, whatever they take
-SAMPLE = 5e-4  # seconds: shorter calls are repeated until a sample lasts this long
-GATED = 2**23  # elements that the gate looks at; every shape but those of the scaling is smaller
+ON_GPU = torch.get_default_device().type == "cuda"  # see --device
+SAMPLE = 5e-3 if ON_GPU else 5e-4  # seconds: shorter calls are repeated until a sample lasts this long
+GATED = 2**23  # elements that the gate looks at: of larger shapes, the first rows
 VALUE_TOLERANCE = 1e-5  # relative: float32 sums of millions of terms, as the opponents take them
 GRADIENT_TOLERANCE = 2e-6  # of the largest gradient, beside half a unit in the last place of its dtype
+
+
+def batch(rows: int, columns: int) -> tuple[int, int]:
+    """A shape to compare at: on a GPU of so many rows that its caches don't hold them and launches don't decide."""
+    return (16 * rows if ON_GPU else rows, columns)
 
 
 def milliseconds(seconds: float) -> str:
@@ -128,8 +134,13 @@ def as_tuple(outputs: Any) -> Outputs:
 
 def cotangents(outputs: Outputs) -> list[Tensor | None]:
     """Incoming gradients: none for a scalar; ones for a value [B]; fixed noise for a sample [B, Z]."""
-    noise = torch.Generator().manual_seed(1)
-    makers = (lambda t: None, torch.ones_like, lambda t: torch.randn(t.shape, generator=noise).to(t.dtype))
+    device = outputs[0].device
+    noise = torch.Generator(device).manual_seed(1)
+
+    def sample(t: Tensor) -> Tensor:
+        return torch.randn(t.shape, generator=noise, device=device).to(t.dtype)
+
+    makers = (lambda t: None, torch.ones_like, sample)
     return [makers[t.dim()](t) for t in outputs]
 
 
@@ -189,10 +200,20 @@ def limits(rows: int, columns: int) -> dict[str, Call]:
 
 
 def sample(call: Call, iterations: int) -> float:
-    start = time.perf_counter()
+    """Seconds of so many calls; on a GPU by its own clock, from when it is idle to when it has done them all."""
+    if not ON_GPU:
+        start = time.perf_counter()
+        for _ in range(iterations):
+            call()
+        return time.perf_counter() - start
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    before.record()
     for _ in range(iterations):
         call()
-    return time.perf_counter() - start
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3
 
 
 def interleave(calls: dict[str, Call], quick: bool) -> tuple[dict[str, list[float]], dict[str, int]]:
@@ -216,7 +237,12 @@ def interleave(calls: dict[str, Call], quick: bool) -> tuple[dict[str, list[floa
 
 
 def peak_memory(call: Call) -> int:
-    """The most bytes that a call holds at once beyond what was there before, by the allocator's events."""
+    """The most bytes that a call holds at once beyond what was there before, as the allocator counts them."""
+    if ON_GPU:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+        call()
+        return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -271,8 +297,10 @@ def memory_row(case: Case, measurement: Measurement) -> Row:
     return {"operator": f"`{case.operator}`", "dtype": case.dtype, "gradients, MiB": size, **peaks}
 
 
-def cpu_name() -> str:
-    """The processor's model, as the system names it."""
+def processor() -> str:
+    """What the measurement ran on, as the system names it."""
+    if ON_GPU:
+        return torch.cuda.get_device_name()
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -280,6 +308,8 @@ def cpu_name() -> str:
 
 
 METHOD = "Medians of {} to {} rounds in one process, in each of which every opponent runs.".format(*ROUNDS)
+if ON_GPU:
+    METHOD += " Times are the GPU's own (CUDA events) over calls from Python; where these are slower, theirs."
 CAPTIONS = {
     "Speed": "Forward: under no_grad; forward + backward: as in training, gradients in fresh memory. "
     "torch.add: two float32 arrays of that shape into a third, fresh as gradients are; with out=, a used one.",
@@ -302,7 +332,7 @@ class Tables:
         self.rows.setdefault(title, []).append(row)
 
     def markdown(self) -> str:
-        setting = f"torch {torch.__version__}, {cpu_name()}, {torch.get_num_threads()} threads. "
+        setting = f"torch {torch.__version__}, {processor()}, {torch.get_num_threads()} threads. "
         setting += "Run once, at the smallest size: NOT a measurement." if self.quick else METHOD
         parts = [self._table(title, rows) for title, rows in self.rows.items()]
         return "\n\n".join([setting, *parts]) + "\n"

@@ -9,7 +9,7 @@ from torch import Tensor
 from vae_fast.kernels.divergences import GAUSSIAN_KL, LOG_RATIO, STANDARD_KL
 from vae_fast.kernels.launch import launch
 from vae_fast.kernels.likelihoods import LIKELIHOODS
-from vae_fast.kernels.operands import Operands, Outputs
+from vae_fast.kernels.operands import Operands, Outputs, check_matrix, check_operands
 from vae_fast.kernels.rows import store_column_sums, store_row_sums, sum_rows, zeros_for
 from vae_fast.kernels.tiling import tiling_of
 
@@ -52,7 +52,7 @@ def objective_of_rows(
     tall, tall_exists = row[:, None], exists[:, None]
     live = tall_exists
     factor = tl.full([1, 1], scale, tl.float32)
-    SELECT: tl.constexpr = weight_ptr is not None or operands[5] is not None
+    SELECT: tl.constexpr = weight_ptr is not None or operands[4] is not None
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + row * weight_stride).to(tl.float32)
         live = live & (weight != 0)[:, None]
@@ -62,17 +62,17 @@ def objective_of_rows(
         operands, (tall, tall_exists, live, factor), split, per_split, width, over_rows,
         STEP, FOLD, FINISH, SHAPE, SELECT, SPLITS, ROWS,
     )  # fmt: skip
-    store_row_sums(operands[2], over_columns, at, exists, SHAPE[0])
+    store_row_sums(operands[2], over_columns, at, exists, SHAPE)
     if weight_ptr is not None:
         nll = tl.where(weight == 0, 0.0, weight * nll)
     tl.store(nll_ptr + at, nll, mask=exists)
     loss = nll
-    if latent is not None:
+    if LATENT_STEP is not None:
         kl, over_columns, latent_over_rows = sum_rows(
             latent, (tall, tall_exists, live, factor * beta), split, latent_per_split, latent_width, latent_over_rows,
             LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, True, SPLITS, ROWS,
         )  # fmt: skip
-        store_row_sums(latent[2], over_columns, at, exists, LATENT_SHAPE[0])
+        store_row_sums(latent[2], over_columns, at, exists, LATENT_SHAPE)
         if weight_ptr is not None:
             kl = tl.where(weight == 0, 0.0, weight * kl)
         tl.store(kl_ptr + at, kl, mask=exists)
@@ -117,10 +117,10 @@ def objective(
     if beta_ptr is not None:
         beta *= tl.load(beta_ptr).to(tl.float32)
 
-    over_rows = zeros_for(operands[2], SHAPE[0], 2, ROWS, SHAPE[1])
+    over_rows = zeros_for(operands[2], SHAPE, 2, ROWS, SHAPE[1])
     latent_over_rows = ()
-    if latent is not None:
-        latent_over_rows = zeros_for(latent[2], LATENT_SHAPE[0], 2, ROWS, LATENT_SHAPE[1])
+    if LATENT_STEP is not None:
+        latent_over_rows = zeros_for(latent[2], LATENT_SHAPE, 2, ROWS, LATENT_SHAPE[1])
     if GROUPED:
         losses = tl.zeros([ROWS], tl.float32)
         for tile in range(group * tiles, (group + 1) * tiles):
@@ -134,7 +134,7 @@ def objective(
                 row = tile * ROWS + tl.arange(0, ROWS)
                 tl.store(loss_ptr + split.to(tl.int64) * rows + row, loss, mask=row < rows)
         store_column_sums(operands[2], over_rows, group, split, SPLITS, width, SHAPE)
-        if latent is not None:
+        if LATENT_STEP is not None:
             store_column_sums(latent[2], latent_over_rows, group, split, SPLITS, latent_width, LATENT_SHAPE)
     else:
         losses, over_rows, latent_over_rows = objective_of_rows(
@@ -160,6 +160,9 @@ def _accumulate(
     reduce: bool | None = None,
 ) -> tuple[Tensor, ...]:
     """(loss, unless reduce is None; nll; kl, if there is a latent; the gradients of operands and latent)."""
+    check_operands(operands, weight)
+    if latent is not None:
+        check_operands(latent, weight)
     device = operands.parameters[0].device
     shared = operands.sums_over_rows() or (latent is not None and latent.sums_over_rows())
     tiling = tiling_of(operands.rows, operands.width, latent.width if latent else 0, operands.vector, shared)
@@ -197,17 +200,14 @@ def _accumulate(
         tiling.rows,
         num_warps=tiling.warps,
     )
-    empty = operands.parameters[0].new_empty(0)
     values = [s.finish() for s in (loss, nll, kl) if s is not None]
-    return (
-        *values,
-        *(g.finish() if g else empty for g in gradients),
-        *(g.finish() if g else empty for g in latent_gradients),
-    )
+    return (*values, *(g.finish() if g else nll.out.new_empty(0) for g in (*gradients, *latent_gradients)))
 
 
 def _likelihood(name: str, parameters: Sequence[Tensor], x: Tensor, mask: Tensor | None, asked: int) -> Operands:
     each, shared = LIKELIHOODS[name]
+    check_matrix("x", x)
+    check_matrix("each parameter", *parameters)
     rows, width = x.shape
     accumulator = shared if parameters[-1].size(1) == 1 != width else each
     return Operands(accumulator, parameters, rows, width, asked, x, mask)
@@ -225,6 +225,7 @@ def elbo(name: str, *arguments: Any) -> tuple[Tensor, ...]:
         arguments
     )
     operands = _likelihood(name, parameters, x, mask, asked)
+    check_matrix("each parameter", mu, logvar)
     given = prior_mu is not None
     posterior = (mu, logvar, prior_mu, prior_logvar) if given else (mu, logvar)
     latent = Operands(GAUSSIAN_KL if given else STANDARD_KL, posterior, *mu.shape, asked >> len(parameters))

@@ -13,7 +13,7 @@ from vae_fast.kernels import elbo
 from vae_fast.kernels.divergences import gaussian_kl
 from vae_fast.kernels.fastmath import LOG2_E, ex2, expm1_minus, inverse_root, widen
 from vae_fast.kernels.launch import launch
-from vae_fast.kernels.operands import Outputs, strides_of
+from vae_fast.kernels.operands import Outputs, strides_of, taken
 from vae_fast.kernels.philox import normals
 from vae_fast.kernels.rows import address
 from vae_fast.kernels.tiling import Tiling, latent_tiling_of
@@ -132,7 +132,7 @@ def sample_backward(
 
 
 def _prior(prior_mu: Tensor | None, prior_logvar: Tensor | None) -> tuple[Tensor, ...] | None:
-    return None if prior_mu is None or prior_logvar is None else (prior_mu, prior_logvar)
+    return None if prior_mu is None or prior_logvar is None else (taken(prior_mu), taken(prior_logvar))
 
 
 def _strides(tensors: Sequence[Tensor] | None, rows: int, width: int) -> tuple[tuple[int, int], ...] | None:
@@ -143,6 +143,7 @@ def _sample(
     mu: Tensor, logvar: Tensor, prior: tuple[Tensor, ...] | None, seed: Tensor, divergence: bool
 ) -> tuple[Tensor, Tensor | None]:
     rows, width = mu.shape
+    mu, logvar = taken(mu), taken(logvar)
     tiling = latent_tiling_of(rows, width)
     z = torch.empty_like(mu, memory_format=torch.contiguous_format)
     kl = Outputs(tiling, rows, mu.device).of_rows() if divergence else None
@@ -201,6 +202,7 @@ def sample_kl_backward(
     rows, width = mu.shape
     tiling = latent_tiling_of(rows, width)
     prior = _prior(prior_mu, prior_logvar)
+    mu, logvar, dz = taken(mu), taken(logvar), None if dz is None else taken(dz)
     dmu, dlogvar = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (mu, logvar))
     launch(
         sample_backward,

@@ -13,7 +13,7 @@ import torch
 Executor = Callable[..., Any]
 # Fused multiply-adds are counted on: 15.6 instructions per pixel of a Bernoulli kernel are 20.6 without. ptxas, left to
 # itself, spills on sm_100 for the sake of an occupancy that a kernel bound by memory has no use for.
-NVIDIA_OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
+NVIDIA_OPTIONS = {"enable_fp_fusion": True, "maxnreg": 96}
 OPTIONS = {"enable_fp_fusion": True} if torch.version.hip else NVIDIA_OPTIONS
 
 

@@ -11,9 +11,14 @@ from vae_fast.kernels.fold import add_partials
 from vae_fast.kernels.tiling import Columns, Tiling
 
 
-def as_bytes(t: Tensor | None) -> Tensor | None:
+def as_bytes(t: Tensor) -> Tensor:
     """Booleans as the bytes that they are stored in."""
-    return t.view(torch.uint8) if t is not None and t.dtype == torch.bool else t
+    return t.view(torch.uint8) if t.dtype == torch.bool else t
+
+
+def taken(t: Tensor) -> Tensor:
+    """t, copied where columns lie so far apart that offsets within a row leave 32 bits."""
+    return t.contiguous() if t.stride(1) * t.size(1) >= 2**31 else t
 
 
 def strides_of(t: Tensor, rows: int, width: int) -> tuple[int, int]:
@@ -52,8 +57,9 @@ class Operands:
 
     @property
     def vector(self) -> int:
-        """Elements of the widest parameter in 128 bits."""
-        return 16 // max(t.element_size() for t in self.parameters)
+        """Elements of the widest operand in 128 bits."""
+        widest = max(t.element_size() for t in self.parameters)
+        return 16 // (widest if self.x is None else max(widest, self.x.element_size()))
 
     @property
     def functions(self) -> tuple[Any, Any, Any]:
@@ -61,15 +67,14 @@ class Operands:
 
     def packed(self, gradients: Sequence["Sum | None"]) -> tuple[Any, ...]:
         """The tuple that rows.py unpacks."""
-        x, mask = as_bytes(self.x), as_bytes(self.mask)
+        parameters = tuple(taken(t) for t in self.parameters)
+        x, mask = (None if t is None else taken(as_bytes(t)) for t in (self.x, self.mask))
         return (
-            tuple(self.parameters),
-            tuple(strides_of(t, self.rows, self.width) for t in self.parameters),
+            parameters,
+            tuple((0, 0) if t is None else strides_of(t, self.rows, self.width) for t in (*parameters, x, mask)),
             tuple(g.partial if g is not None else None for g in gradients),
             x,
-            x.stride() if x is not None else None,
             mask,
-            mask.stride() if mask is not None else None,
         )
 
     def shape(self, columns: Columns, per_split: int) -> tuple[Any, ...]:
@@ -88,6 +93,34 @@ class Operands:
             self.accumulator.states,
             self.accumulator.neutral,
         )
+
+
+def check(right: bool, message: str) -> None:
+    """What a kernel can't be told, since it would read beyond its tensors."""
+    if not right:
+        raise RuntimeError(message)
+
+
+def check_matrix(name: str, *tensors: Tensor) -> None:
+    for t in tensors:
+        check(t.dim() == 2, f"{name} must have shape [B, D], got {list(t.shape)}")
+
+
+def check_operands(operands: Operands, weight: Tensor | None) -> None:
+    """Shapes and dtypes that keep memory safe; the functions above the operators say more."""
+    rows, width, x, mask = operands.rows, operands.width, operands.x, operands.mask
+    for t in operands.parameters:
+        fits = t.dim() == 2 and t.size(0) in (1, rows) and t.size(1) in (1, width)
+        check(fits, f"each parameter must have shape [{rows}, {width}] or 1 in place of either, got {list(t.shape)}")
+        check(t.is_floating_point(), f"each parameter must be floating point, got {t.dtype}")
+    if x is not None:
+        check(x.is_floating_point() or x.dtype in (torch.uint8, torch.bool), f"x must be a number, got {x.dtype}")
+    if mask is not None:
+        fits = mask.dtype == torch.bool and mask.shape == (rows, width)
+        check(fits, f"mask must be bool of shape [{rows}, {width}], got {mask.dtype} {list(mask.shape)}")
+    if weight is not None:
+        fits = weight.is_floating_point() and weight.shape == (rows,)
+        check(fits, f"weight must be floating point of shape [{rows}], got {weight.dtype} {list(weight.shape)}")
 
 
 @dataclass(frozen=True)

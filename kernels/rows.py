@@ -4,8 +4,9 @@ A program takes ROWS rows, COLS columns at a time, and `split` cuts long rows am
 likelihood nor the divergence: an accumulator (accumulator.py) adds the observations. What a program can't finish alone,
 sums over a cut row and over rows, it leaves as partial sums, which fold.py adds in fixed order.
 
-Operands come as one tuple: (pointers, strides, gradients, x, x strides, mask, mask strides), strides as (row, column)
-pairs. KINDS says of each parameter whether it is one number a row (1), one row for all (2), both (3) or neither (0).
+Operands come as one tuple: (pointers, strides, gradients, x, mask); strides are (row, column) pairs, of the parameters,
+then of x and the mask. KINDS says of each parameter whether it is one number a row (1), one row for all (2), both (3)
+or neither (0).
 """
 
 import triton
@@ -14,8 +15,9 @@ from vae_fast.kernels.fastmath import widen
 
 
 @triton.jit
-def zeros_for(gradients, KINDS: tl.constexpr, BIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+def zeros_for(gradients, SHAPE: tl.constexpr, BIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """An accumulator for each gradient that is summed over columns (BIT 1) or over rows (BIT 2)."""
+    KINDS: tl.constexpr = SHAPE[0]
     parts = ()
     for k in tl.static_range(len(KINDS)):
         if (KINDS[k] == BIT or (KINDS[k] == 3 and BIT == 2)) and gradients[k] is not None:
@@ -49,7 +51,8 @@ def observe(
     COLS: tl.constexpr,
 ):
     """One tile: loads the operands, adds the observations, stores or sums the gradients."""
-    pointers, strides, gradients, x_ptr, x_strides, mask_ptr, mask_strides = operands
+    pointers, strides, gradients, x_ptr, mask_ptr = operands
+    x_strides, mask_strides = strides[len(KINDS)], strides[len(KINDS) + 1]
     state, over_columns, over_rows, count = carried
     row, exists, live, factor = where
     column = first + tl.arange(0, COLS)[None, :]
@@ -63,12 +66,12 @@ def observe(
     parameters = ()
     for k in tl.static_range(len(KINDS)):
         if (KINDS[k] & 1) != 0:
-            parameters = parameters + (constants[k],)
+            parameter = constants[k]
         else:
             parameter = widen(tl.load(address(pointers[k], row, column, strides[k]), mask=inside), FOURS)
-            if SELECT or BOUNDED:
-                parameter = tl.where(keep, parameter, NEUTRAL[k])
-            parameters = parameters + (parameter,)
+        if (SELECT or BOUNDED) and NEUTRAL[k] is not None:
+            parameter = tl.where(keep, parameter, NEUTRAL[k])
+        parameters = parameters + (parameter,)
     x = None
     if x_ptr is not None:
         x = widen(tl.load(address(x_ptr, row, column, x_strides), mask=inside), FOURS)
@@ -147,8 +150,8 @@ def section(
     STATES: tl.constexpr = SHAPE[8]
     NEUTRAL: tl.constexpr = SHAPE[9]
     gradients = operands[2]
-    count = tl.zeros([ROWS, COLS], tl.float32) if operands[5] is not None else 0.0
-    carried = (zeros(STATES, ROWS, COLS), zeros_for(gradients, KINDS, 1, ROWS, COLS), over_rows, count)
+    count = tl.zeros([ROWS, COLS], tl.float32) if operands[4] is not None else 0.0
+    carried = (zeros(STATES, ROWS, COLS), zeros_for(gradients, SHAPE, 1, ROWS, COLS), over_rows, count)
     if INTERVAL > 0:
         total = tl.zeros([ROWS, COLS // GROUP], tl.float32)
         for part in range(0, tiles, INTERVAL):
@@ -169,7 +172,7 @@ def section(
                 )  # fmt: skip
         total = FOLD(carried[0], ONE, GROUP)
     _, over_columns, over_rows, count = carried
-    counted = tl.sum(count, 1) if operands[5] is not None else 0.0
+    counted = tl.sum(count, 1) if operands[4] is not None else 0.0
     return tl.sum(total, 1), sums_of_rows(over_columns, gradients, KINDS), over_rows, counted
 
 
@@ -196,16 +199,13 @@ def sum_rows(
     TAIL: tl.constexpr = SHAPE[3]
     BOUNDED: tl.constexpr = SHAPE[4]
     UNROLL: tl.constexpr = SHAPE[5]
-    NEUTRAL: tl.constexpr = SHAPE[9]
     WHOLE: tl.constexpr = width // COLS if TAIL > 0 else (width + COLS - 1) // COLS
-    pointers, strides, _, _, _, mask_ptr, _ = operands
-    row, _, live, _ = where
+    pointers, strides, _, _, mask_ptr = operands
+    row, _, _, _ = where
     constants, flat = (), ()
     for k in tl.static_range(len(KINDS)):
         if (KINDS[k] & 1) != 0:
             constant = tl.load(address(pointers[k], row, 0, strides[k])).to(tl.float32)
-            if SELECT:
-                constant = tl.where(live, constant, NEUTRAL[k])
             constants = constants + (constant,)
             flat = flat + (tl.reshape(constant, [ROWS]),)
         else:
@@ -222,9 +222,9 @@ def sum_rows(
         operands, constants, where, begin, tiles, width, width, over_rows,
         STEP, FOLD, SHAPE, SELECT, BOUNDED and TAIL == 0, UNROLL, ROWS, COLS,
     )  # fmt: skip
-    counted = tl.minimum(whole, width) - begin
+    counted = tl.maximum(tl.minimum(whole, width) - begin, 0)
     if TAIL > 0:
-        last = 1 if SPLITS == 1 else (whole == WHOLE * COLS).to(tl.int32)
+        last = 1 if SPLITS == 1 else ((tiles > 0) & (whole == WHOLE * COLS)).to(tl.int32)
         more, more_columns, over_rows, more_count = section(
             operands, constants, where, whole, last, width, width, over_rows,
             STEP, FOLD, SHAPE, SELECT, BOUNDED, 1, ROWS, TAIL,
@@ -242,8 +242,9 @@ def sum_rows(
 
 
 @triton.jit
-def store_row_sums(gradients, over_columns, at, exists, KINDS: tl.constexpr):
+def store_row_sums(gradients, over_columns, at, exists, SHAPE: tl.constexpr):
     """Gradients that are one number a row."""
+    KINDS: tl.constexpr = SHAPE[0]
     for k in tl.static_range(len(KINDS)):
         if KINDS[k] == 1 and gradients[k] is not None:
             tl.store(gradients[k] + at, over_columns[k].to(gradients[k].dtype.element_ty), mask=exists)
@@ -252,10 +253,12 @@ def store_row_sums(gradients, over_columns, at, exists, KINDS: tl.constexpr):
 @triton.jit
 def store_column_sums(gradients, over_rows, group, split, splits, width: tl.constexpr, SHAPE: tl.constexpr):
     """Partial sums over the rows of a group, [groups, width], or over all its elements, [groups, splits]."""
-    column = split * SHAPE[1] + tl.arange(0, SHAPE[1])
-    for k in tl.static_range(len(SHAPE[0])):
+    KINDS: tl.constexpr = SHAPE[0]
+    COLS: tl.constexpr = SHAPE[1]
+    column = split * COLS + tl.arange(0, COLS)
+    for k in tl.static_range(len(KINDS)):
         if gradients[k] is not None:
-            if SHAPE[0][k] == 2:
+            if KINDS[k] == 2:
                 tl.store(gradients[k] + group * width + column, tl.sum(over_rows[k], 0), mask=column < width)
-            elif SHAPE[0][k] == 3:
+            elif KINDS[k] == 3:
                 tl.store(gradients[k] + group * splits + split, tl.sum(tl.sum(over_rows[k], 1), 0))

@@ -1,5 +1,6 @@
 """How rows and columns are cut among programs: a function of shapes and dtypes alone, so that results are too."""
 
+import functools
 from dataclasses import dataclass
 
 import triton
@@ -81,6 +82,7 @@ def _warps(elements: int, vector: int) -> int:
     return min(THREADS // 32, max(1, elements // (32 * vector)))
 
 
+@functools.lru_cache(4096)
 def tiling_of(rows: int, width: int, latent_width: int, vector: int, shared: bool) -> Tiling:
     """vector: elements of the widest operand in 128 bits. shared: some gradient is summed over rows, by a group of
     tiles of rows for a fixed tile of columns."""
@@ -104,6 +106,7 @@ def tiling_of(rows: int, width: int, latent_width: int, vector: int, shared: boo
     return Tiling(height, columns, latent, groups, tiles, splits, per_split, latent_per_split, shared, warps)
 
 
+@functools.lru_cache(4096)
 def latent_tiling_of(rows: int, width: int) -> Tiling:
     """For kernels that go through the columns in one loop, the last tile masked."""
     elements = THREADS * 8

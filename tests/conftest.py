@@ -3,11 +3,23 @@
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# With --device these run there, and the others not at all
+ON_ANY_DEVICE = {
+    *(f"test_{name}.py" for name in ("bernoulli", "elbo", "errors", "gaussian", "gradients", "latent", "models")),
+    *(f"test_{name}.py" for name in ("on_gpu", "operators", "philox", "readme")),
+}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.option.device == "cpu" or collection_path.suffix != ".py":
+        return None
+    return collection_path.name not in ON_ANY_DEVICE or None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from operands import leaf
+from operands import DEVICE, leaf
 from torch.library import opcheck
 
 import vae_fast
@@ -163,7 +163,7 @@ def test_autocast():
     """Under autocast a decoder's bfloat16 logits go into the loss as they are; the loss stays float32."""
     layer, hidden, x = torch.nn.Linear(6, D), torch.randn(B, 6), torch.rand(B, D)
     mu = leaf(torch.randn(B, Z))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         logits = layer(hidden)
         loss = ELBOLoss()(logits, x, mu, mu)
     loss.backward()
@@ -200,9 +200,9 @@ def test_two_threads_at_once():
     from concurrent.futures import ThreadPoolExecutor
 
     def run(seed):
-        generator = torch.Generator().manual_seed(seed)
-        logits = leaf(torch.randn(500, 300, generator=generator))
-        loss = ELBOLoss()(logits, torch.full((500, 300), 0.3), torch.zeros(500, 2), torch.zeros(500, 2))
+        generator = torch.Generator(DEVICE).manual_seed(seed)
+        logits, mu = leaf(torch.randn(500, 300, generator=generator, device=DEVICE)), torch.zeros(500, 2, device=DEVICE)
+        loss = ELBOLoss()(logits, torch.full((500, 300), 0.3, device=DEVICE), mu, mu)
         loss.backward()
         return loss.item(), logits.grad.sum().item()
 

@@ -26,8 +26,8 @@ class ELBOLoss(nn.Module):
     Arguments:
         likelihood: "bernoulli" (recon: logits) or "gaussian" (recon: the mean, with unit variance, or (mean, logvar)).
         beta: weight of the KL (Higgins et al. 2017), not negative, a number or a 0-dim tensor. Assign `loss.beta` to
-            anneal it; under torch.compile or CUDA graphs make it a tensor and change that in place. beta = 0 leaves
-            the KL out.
+            anneal it; under torch.compile or CUDA graphs make it a tensor, on the data's device, and change that in
+            place. beta = 0 leaves the KL out.
         reduction: "mean": summed over features, averaged over the batch; "sum"; "none": [B]; "mean_all": averaged over
             batch and features, nats per dimension of x (KL too). An empty batch gives 0.
         from_logits: False if recon holds probabilities (see `bernoulli_nll` for what they lose).
@@ -162,7 +162,7 @@ class ELBOLoss(nn.Module):
         if z is None:
             z = functional.reparameterize(mu, logvar)
         kl = functional.weighted_monte_carlo_kl("ELBOLoss", z, mu, logvar, prior, weight)
-        beta = torch.as_tensor(beta, dtype=kl.dtype, device=kl.device)
+        beta = beta.to(kl) if isinstance(beta, Tensor) else kl.new_full((), beta)
         loss = scale * (nll + torch.where(beta == 0, 0, beta * kl))
         return loss.sum() if reduce else loss, nll, kl
 

@@ -101,9 +101,9 @@ def gaussian(
     return nll("gaussian", parameters, target(b, d, dtype), wanted=wanted)
 
 
-def elbo_case(b: int, d: int, dtype: torch.dtype, *, prior: bool = False, reduce: bool = True) -> Case:
-    tensors = [logits(b, d, dtype), target(b, d, torch.uint8), *(torch.randn(b, Z).to(dtype) for _ in range(2))]
-    tensors += [torch.randn(1, Z).to(dtype) for _ in range(2)] if prior else [None, None]
+def elbo_case(b: int, d: int, dtype: torch.dtype, *, prior: bool = False, reduce: bool = True, z: int = Z) -> Case:
+    tensors = [logits(b, d, dtype), target(b, d, torch.uint8), *(torch.randn(b, z).to(dtype) for _ in range(2))]
+    tensors += [torch.randn(1, z).to(dtype) for _ in range(2)] if prior else [None, None]
 
     def expected(recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, *given: Any) -> list[Tensor]:
         def value(recon: Tensor, mu: Tensor, logvar: Tensor, *given: Tensor) -> Any:
@@ -122,7 +122,7 @@ def elbo_case(b: int, d: int, dtype: torch.dtype, *, prior: bool = False, reduce
 
 def posterior(b: int, z: int, dtype: torch.dtype, prior: str | None) -> list[Any]:
     tensors: list[Any] = [torch.randn(b, z).to(dtype) for _ in range(2)]
-    shape = {None: None, "row": (b, 1), "column": (1, z), "full": (b, z)}[prior]
+    shape = {None: None, "row": (b, 1), "column": (1, z), "full": (b, z), "number": (1, 1)}[prior]
     return tensors + ([None, None] if shape is None else [torch.randn(shape).to(dtype) for _ in range(2)])
 
 

@@ -123,8 +123,14 @@ class Counts:
             **pipes,
         )
 
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    def __mul__(self, n: float) -> "Counts":
+        return Counts(*(n * getattr(self, field.name) for field in fields(self)))
+
     def __truediv__(self, n: float) -> "Counts":
-        return Counts(*(getattr(self, field.name) / n for field in fields(self)))
+        return self * (1 / n)
 
 
 @dataclass(frozen=True)
@@ -208,6 +214,10 @@ class Sass:
 
     def per_element(self, n: float) -> Counts:
         return self.body.per_element(n)
+
+    def executed(self, turns: float) -> Counts:
+        """What a thread executes from entry to exit: all instructions once, those of the main loop `turns` times."""
+        return self.whole.counts + self.body.counts * (turns - 1) if self.body.is_loop else self.whole.counts
 
 
 @dataclass(frozen=True)
@@ -341,9 +351,15 @@ def _bodies(listing: Sequence[Instruction]) -> tuple[Body, tuple[Body, ...]]:
 
 def _end(listing: Sequence[Instruction]) -> int:
     """The last address before the functions that are called, or before the closing branch to itself."""
-    called = [i.target for i in listing if i.opcode == "CALL" and i.target is not None]
+    called = [i.target for i in listing if i.opcode == "CALL" and i.target is not None and _returns(listing, i.target)]
     closing = [i.address for i in listing if i.opcode == "BRA" and i.target == i.address]
     return min([*called, *closing], default=listing[-1].address + 1) - 1
+
+
+def _returns(listing: Sequence[Instruction], start: int) -> bool:
+    """Whether a function starts there; on sm_80 a CALL may also be how a loop is left, and the kernel goes on."""
+    ends = (i.opcode for i in listing if i.address >= start and i.opcode in ("RET", "EXIT"))
+    return next(ends, "RET") == "RET"
 
 
 def _slow_paths(listing: Sequence[Instruction]) -> Iterable[list[Instruction]]:

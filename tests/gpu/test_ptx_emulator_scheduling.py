@@ -172,6 +172,7 @@ def test_vector_loads_are_aligned_and_in_bounds():
         "cvt.rz.f16x2.f32 %r1, %r2, %r3;",
         "@%nope add.u32 %r1, %r1, %r1;",
         "redux.sync.abs.max.f32 %r1, %r2, -1;",
+        "discard.global.L2 [%rd1], 128;",
     ],
 )
 def test_what_is_unknown_is_refused(instruction):
@@ -192,7 +193,7 @@ def test_some_threads_end_early():
 
 
 WITHOUT_EFFECT = """membar.gl; fence.acq_rel.gpu; nanosleep.u32 20; griddepcontrol.wait; pmevent 1;
-prefetch.global.L2 [%rd1]; prefetchu.L1 [%rd1]; discard.global.L2 [%rd1], 128;
+prefetch.global.L2 [%rd1]; prefetchu.L1 [%rd1];
 applypriority.global.L2::evict_normal [%rd1], 128;
 createpolicy.fractional.L2::evict_first.b64 %rd4, 1.0;"""
 

@@ -76,14 +76,15 @@ def assert_bits(got, expected, width):
         assert (g & ~(1 << (width - 1))) == 0 if e is None else g == e, (i, hex(g), e and hex(e))
 
 
-def cancelling(rng, name, a, b, c):
-    """c, with half of it changed to cancel most of a b or to sit half an ulp away from it."""
+def cancelling(rng, name, a, b, c, narrow=None):
+    """c, with half of it changed to cancel most of a b (of type `narrow`) or to sit half an ulp away from it."""
     p, _, width = FORMATS[name]
     infinity = ((1 << (width - p)) - 1) << (p - 1)
     out = []
     for i, (x, y, z) in enumerate(zip(a, b, c, strict=True)):
         off = 1 + Fraction(int(rng.integers(-3, 4)), 2**p)
-        near = round_fraction(-to_fraction(x, name) * to_fraction(y, name) * off, name) or 0
+        product = to_fraction(x, narrow or name) * to_fraction(y, narrow or name)
+        near = round_fraction(-product * off, name) or 0
         out.append(near if i % 2 and (near & infinity) != infinity else int(z))
     return np.array(out, UNSIGNED[width])
 
@@ -95,9 +96,9 @@ def far_from_limits(x):
 
 
 EXACT = {
-    "add": lambda x, y, _: x + y,
-    "sub": lambda x, y, _: x - y,
-    "mul": lambda x, y, _: x * y,
+    "add": lambda x, y, _=0: x + y,
+    "sub": lambda x, y, _=0: x - y,
+    "mul": lambda x, y, _=0: x * y,
     "fma": lambda x, y, z: x * y + z,
 }
 CASES = [("f32", mode) for mode in ROUNDINGS] + [(name, "rn") for name in ("f16", "bf16", "f64")]
@@ -116,6 +117,31 @@ def test_arithmetic_rounds_once(rng, op, name, mode):
         values = [[to_fraction(x, name) for x in v] for v in operands]
         expected = [round_fraction(EXACT[op](*xyz), name, mode) for xyz in zip(*values, strict=True)]
         assert_bits(execute(f"{op}.{mode}.{name}", width, operands[: 3 if op == "fma" else 2]), expected, width)
+
+
+@pytest.mark.parametrize("mode", ROUNDINGS)
+@pytest.mark.parametrize("narrow", ["f16", "bf16"])
+@pytest.mark.parametrize(("op", "count"), [("add", 1), ("sub", 1), ("fma", 2)])
+def test_mixed_precision_widens_all_but_the_last_operand(rng, op, count, narrow, mode):
+    for _ in range(2):
+        operands = [awkward_floats(rng, narrow) for _ in range(count)] + [awkward_floats(rng, "f32")]
+        if op == "fma":
+            operands[2] = cancelling(rng, "f32", *operands, narrow=narrow)
+        types = [narrow] * count + ["f32"]
+        values = [[to_fraction(x, t) for x in v] for v, t in zip(operands, types, strict=True)]
+        expected = [round_fraction(EXACT[op](*xyz), "f32", mode) for xyz in zip(*values, strict=True)]
+        assert_bits(execute(f"{op}.{mode}.f32.{narrow}", 32, operands), expected, 32)
+
+
+def test_mixed_precision_saturates():
+    """The sum of a wide and a narrow number, and NaN as 0."""
+    a, b = np.float16([0.25, 0.75, -2, np.nan, 1]), np.float32([0.25 + EPS, 0.5, 1, 1, -1])
+    raw = [a.view(np.uint16), b.view(np.uint32)]
+    got = execute("add.sat.f32.f16", 32, raw).view(np.float32)
+    assert got.tolist() == [0.5 + EPS, 1, 0, 0, 0]
+    assert execute("sub.sat.f32.f16", 32, raw).view(np.float32).tolist() == [0, 0.25, 0, 0, 1]
+    product = execute("fma.rn.sat.f32.f16", 32, [raw[0], raw[0], raw[1]]).view(np.float32)
+    assert product.tolist() == [0.3125 + EPS, 1, 1, 0, 0]
 
 
 def assert_fma_is_better_than_float64(a, b, c):
@@ -290,6 +316,71 @@ def test_subnormals_are_flushed_with_their_sign():
     assert np.array_equal(got.view(np.uint32), expected.view(np.uint32))
     half = np.full(8, 0.5, np.float32)
     assert execute("mul.ftz.f32", 32, [x.view(np.uint32), half.view(np.uint32)])[2] == 0
+
+
+def small_halves():
+    return np.float16([2.0**-15, -(2.0**-15), 2.0**-14, -(2.0**-24), 1, np.inf])
+
+
+def test_subnormal_halves_are_flushed_where_asked():
+    x, zero = small_halves(), np.full(6, -0.0, np.float16)
+    flushed = np.float16([0, -0.0, 2.0**-14, -0.0, 1, np.inf])
+    raw = [x.view(np.uint16), zero.view(np.uint16)]
+    one = np.full(6, 1, np.float16).view(np.uint16)
+    assert np.array_equal(execute("add.ftz.f16", 16, raw), flushed.view(np.uint16))
+    assert np.array_equal(execute("add.f16", 16, raw), raw[0])
+    assert np.array_equal(execute("mul.ftz.f16", 16, [raw[0], one]), flushed.view(np.uint16))
+    assert np.array_equal(execute("fma.rn.ftz.f16", 16, [raw[0], one, raw[1]]), flushed.view(np.uint16))
+    assert np.array_equal(execute("neg.ftz.f16", 16, raw[:1]), (-flushed).view(np.uint16))
+    assert execute("max.ftz.f16", 16, raw).view(np.float16).tolist() == [0, 0, 2.0**-14, 0, 1, np.inf]
+    compare = "setp.ne.{}f16 %p, %x0, %x1; selp.b32 %o, 1, 0, %p;"
+    assert execute("", 32, raw, compare.format("ftz.")).tolist() == [0, 0, 1, 0, 1, 1]
+    assert execute("", 32, raw, compare.format("")).tolist() == [1] * 6
+
+
+def test_half_results_are_flushed_after_rounding():
+    x, half = np.float16([2.0**-14, 2.0**-13]), np.full(2, 0.5, np.float16)
+    raw = [v.view(np.uint16) for v in (x, half)]
+    assert execute("mul.ftz.f16", 16, raw).view(np.float16).tolist() == [0, 2.0**-14]
+    assert execute("mul.f16", 16, raw).view(np.float16).tolist() == [2.0**-15, 2.0**-14]
+
+
+def test_other_subnormals_are_flushed():
+    """The condition of slct, the operand of ex2 for bfloat16 and of the approximate functions of float64."""
+    c = np.float32([-1e-40, 1e-40, -1.0, np.nan])
+    a, b = np.full(4, 7, np.uint32), np.full(4, 9, np.uint32)
+    assert execute("slct.f32.f32", 32, [a, b, c.view(np.uint32)]).tolist() == [9, 7, 9, 9]
+    assert execute("slct.ftz.f32.f32", 32, [a, b, c.view(np.uint32)]).tolist() == [7, 7, 9, 9]
+    exponents = np.float32([-127, -126, 1]).view(np.uint32) >> 16
+    got = execute("ex2.approx.ftz.bf16", 16, [exponents.astype(np.uint16)])
+    assert got.tolist() == [0, 0x80, 0x4000]
+    x = np.float64([2.0**-1023, 2.0**1023, 4]).view(np.uint64)
+    assert execute("rcp.approx.ftz.f64", 64, [x]).view(np.float64).tolist() == [np.inf, 0, 0.25]
+    assert execute("rsqrt.approx.f64", 64, [x[2:]]).view(np.float64).tolist() == [0.5]
+
+
+def test_conversions_flush_float32_alone():
+    x = small_halves()[:3].view(np.uint16)
+    assert execute("cvt.ftz.f32.f16", 32, [x]).view(np.float32).tolist() == [2.0**-15, -(2.0**-15), 2.0**-14]
+    y = np.float32([1e-40, 1]).view(np.uint32)
+    assert execute("cvt.ftz.f64.f32", 64, [y]).view(np.float64).tolist() == [0, 1]
+
+
+def test_negative_results_become_zero_and_nan_stays():
+    a, one = np.float16([-2, 2, np.nan, -0.0]), np.full(4, 1, np.float16)
+    raw = [v.view(np.uint16) for v in (a, one, np.zeros(4, np.float16))]
+    got = execute("fma.rn.relu.f16", 16, raw).view(np.float16)
+    assert np.array_equal(got, [0, 2, np.nan, 0], equal_nan=True) and not np.signbit(got[3])
+    x = np.float32([-2, 2, np.nan, -0.0]).view(np.uint32)
+    halves = execute("cvt.rn.relu.bf16x2.f32", 32, [x, x])
+    assert (halves & 0xFFFF).tolist() == (halves >> 16).tolist() == [0, 0x4000, 0x7FFF, 0]
+
+
+def test_integers_saturate_as_floats():
+    x = np.int32([-3, 0, 1, 2**24 + 1]).view(np.uint32)
+    for to, raw in (("f32", np.float32), ("f16", np.float16)):
+        got = execute(f"cvt.rn.sat.{to}.s32", raw().itemsize * 8, [x]).view(raw)
+        assert got.tolist() == [0, 0, 1, 1]
 
 
 CLASSES = {

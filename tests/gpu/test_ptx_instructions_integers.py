@@ -116,10 +116,21 @@ def test_two_integers_in_a_register(rng):
             assert np.array_equal(got, f(a.view(dtype), b.view(dtype)))
 
 
+def test_minima_without_negative_results(rng):
+    a, b = awkward_integers(rng, 32), awkward_integers(rng, 32)
+    for t, dtype in (("s32", np.int32), ("s16x2", np.int16)):
+        x, y = a.view(dtype), b.view(dtype)
+        for op, f in (("min", np.minimum), ("max", np.maximum)):
+            got = execute(f"{op}.relu.{t}", 32, [a, b]).view(dtype)
+            assert np.array_equal(got, np.maximum(f(x, y), 0))
+
+
 def test_saturated_sum():
     a, b = np.int32([2**31 - 1, -(2**31), 5, -5]), np.int32([1, -1, 7, 2])
     got = execute("add.sat.s32", 32, [a.view(np.uint32), b.view(np.uint32)]).view(np.int32)
     assert got.tolist() == [2**31 - 1, -(2**31), 12, -3]
+    got = execute("sub.sat.s32", 32, [a.view(np.uint32), b.view(np.uint32)]).view(np.int32)
+    assert got.tolist() == [2**31 - 2, -(2**31) + 1, -2, -7]
 
 
 def test_selections(rng):

@@ -235,6 +235,34 @@ def test_a_listing_of_two_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not count(b"", "first").loops
 
 
+LEFT_BY_CALL = """
+\tcode for sm_80
+\t\tFunction : loop
+        /*0000*/                   LDG.E.128 R4, [R2.64] ;
+        /*0010*/               @P1 CALL.REL.NOINC 0x30 ;
+        /*0020*/                   BRA 0x0;
+        /*0030*/                   CALL.REL.NOINC 0x60 ;
+        /*0040*/                   STG.E [R2.64], R4 ;
+        /*0050*/                   EXIT ;
+        /*0060*/                   MUFU.RCP R4, R4 ;
+        /*0070*/                   RET.REL.NODEC R2 0x0 ;
+        /*0080*/                   BRA 0x80;
+ Function loop:
+  REG:8 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:584
+"""
+
+
+def test_a_loop_that_is_left_by_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ptxas writes it for sm_80: what follows belongs to the kernel, a function that returns does not."""
+    monkeypatch.setattr(sass, "disassemble", lambda cubin: LEFT_BY_CALL)
+    code = count(b"")
+    assert code.whole.counts == Counts(instructions=6, lsu=2, control=4)
+    assert code.body.counts == Counts(instructions=3, lsu=1, control=2)
+    assert code.executed(1) == code.whole.counts
+    assert code.executed(4) == Counts(instructions=15, lsu=5, control=10)
+    assert code.executed(4) / 2 == code.executed(4) * 0.5 == Counts(instructions=7.5, lsu=2.5, control=5)
+
+
 def test_budgets() -> None:
     """Thread instructions, MUFU and ALU for a byte of HBM: the table that every kernel is designed by."""
     budgets = {arch: a.budget for arch, a in ARCHITECTURES.items()}

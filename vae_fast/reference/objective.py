@@ -75,6 +75,6 @@ def elbo(
     reconstruction = nll(likelihood, parameters, x, weight=weight, mask=mask)
     mu, logvar, *given = select_rows(weight, mu, logvar, *(prior or ()))
     kl = weighted(gaussian_kl(mu, logvar, (given[0], given[1]) if given else None), weight)
-    beta = torch.as_tensor(beta, dtype=kl.dtype, device=kl.device)
+    beta = beta.to(kl) if isinstance(beta, Tensor) else kl.new_full((), beta)
     loss = scale * (reconstruction + torch.where(beta == 0, 0, beta * kl))
     return (loss.sum() if reduce else loss), reconstruction, kl

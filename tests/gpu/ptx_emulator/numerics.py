@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .ptx_types import F32, F64, I64, U16, U32, U64
+from .ptx_types import F32, F64, I64, U16, U32, U64, UNSIGNED
 
 
 def bf16_to_f32(u):
@@ -38,13 +38,18 @@ def f32_to_tf32(x, mode):
     return np.where(np.isfinite(x), (bits + up) & U32(0xFFFFE000), bits).view(F32)
 
 
+MANTISSA = {"float16": 10, "uint16": 7, "float32": 23, "float64": 52}  # bits; uint16 is how bfloat16 is stored
+
+
 def flush(x):
-    """Flushes float32 subnormals to a zero of the same sign."""
-    bits = x.view(U32)
-    magnitude = bits & U32(0x7FFFFFFF)
-    if (magnitude - U32(1)).min() >= 0x7FFFFF:  # zero wraps around: nothing is subnormal
+    """Flushes subnormals, of stored lanes, to a zero of the same sign."""
+    unsigned = UNSIGNED[8 * x.dtype.itemsize]
+    bits, least = x.view(unsigned), unsigned(1 << MANTISSA[x.dtype.name])
+    sign = unsigned(1 << (8 * x.dtype.itemsize - 1))
+    magnitude = bits & ~sign
+    if (magnitude - unsigned(1)).min() >= least - unsigned(1):  # zero wraps around: nothing is subnormal
         return x
-    return np.where(magnitude < 0x800000, bits & U32(0x80000000), bits).view(F32)
+    return np.where(magnitude < least, bits & sign, bits).view(x.dtype)
 
 
 def saturate(x):

@@ -29,26 +29,21 @@ def build_add(m, ins, mods):
     op = np.add if base.startswith("add") else np.subtract
     if t.integer:
         return _integer_sum(m, ins, mods, t, op)
-    mode, ftz, sat = mods.rounding(), mods.take("ftz"), mods.take("sat")
-    mods.take("noftz")
+    mode, ftz, sat = mods.rounding(), None if narrow else mods.ftz(t), mods.sat(t)
     mods.done()
     _only_f32(t, mode)
-    if mode == "rn":
-        fn = lift(t, op, ftz, sat)
-        return elementwise(m, ins, t, widened(narrow, fn, 1), [narrow, t]) if narrow else elementwise(m, ins, t, fn)
-    if narrow:
-        raise NotImplementedError(f".{mode} for {narrow.name}")
 
     def directed(a, b):
         return round_f32(round_to_odd_sum(a.astype(F64), op(F64(0), b.astype(F64))), mode)
 
-    return elementwise(m, ins, t, lift(t, directed, ftz, sat))
+    fn = lift(t, op if mode == "rn" else directed, ftz, sat)
+    return elementwise(m, ins, t, widened(narrow, fn, 1), [narrow, t]) if narrow else elementwise(m, ins, t, fn)
 
 
 def _integer_sum(m, ins, mods, t, op):
     carry_in = ins.parts[0].endswith("c")
-    carry_out = t.lanes == 1 and mods.take("cc") is not None
-    saturated = not (carry_in or carry_out) and mods.take("sat")
+    carry_out = t.bits >= 32 and t.lanes == 1 and mods.take("cc") is not None
+    saturated = t.name == "s32" and not (carry_in or carry_out) and mods.take("sat")
     mods.done()
     if carry_in or carry_out:
         return _with_carry(m, ins, t, lambda a: a, op is np.add, carry_in, carry_out)
@@ -81,14 +76,13 @@ def _with_carry(m, ins, t, first, adds, carry_in, carry_out):
 def build_mul(m, ins, mods):
     t = mods.type()
     if t.integer:
-        part = mods.take("lo", "hi", "wide")
+        part = mods.need("lo", "hi", "wide")
         mods.done()
         if part == "wide":
             wide = _double_width(t)
             return elementwise(m, ins, wide, lambda a, b: np.multiply(a, b, dtype=wide.raw), [t, t])
         return elementwise(m, ins, t, _integer_product(t, part))
-    mode, ftz, sat = mods.rounding(), mods.take("ftz"), mods.take("sat")
-    mods.take("noftz")
+    mode, ftz, sat = mods.rounding(), mods.ftz(t), mods.sat(t)
     mods.done()
     _only_f32(t, mode)
     if mode == "rn":
@@ -121,7 +115,7 @@ def build_mad(m, ins, mods):
     t = mods.type()
     if t.integer:
         return _integer_mad(m, ins, mods, t)
-    mode, ftz, sat, relu = mods.rounding(), mods.take("ftz"), mods.take("sat"), mods.take("relu")
+    mode, ftz, sat, relu = mods.rounding(), None if narrow else mods.ftz(t), mods.sat(t), mods.relu(t)
     mods.done()
     _only_f32(t, mode)
     if t.raw is F64:
@@ -130,10 +124,10 @@ def build_mad(m, ins, mods):
         fn = functools.partial(fma_f32, mode=mode)
     else:
         fn = _fma_of_halves
-    if narrow and not relu:
+    if narrow:
         return elementwise(m, ins, t, widened(narrow, lift(t, fn, ftz, sat), 2), [narrow, narrow, t])
     if relu:
-        return elementwise(m, ins, t, lift(t, lambda a, b, c: FMAX(fn(a, b, c), a.dtype.type(0)), ftz, sat))
+        return elementwise(m, ins, t, lift(t, lambda a, b, c: FMAX_NAN(fn(a, b, c), a.dtype.type(0)), ftz, sat))
     return elementwise(m, ins, t, lift(t, fn, ftz, sat))
 
 
@@ -143,8 +137,10 @@ def _fma_of_halves(a, b, c):
 
 
 def _integer_mad(m, ins, mods, t):
-    part, carry_out, carry_in = mods.take("lo", "hi", "wide"), mods.take("cc"), ins.parts[0] == "madc"
+    part, carry_out, carry_in = mods.need("lo", "hi", "wide"), mods.take("cc"), ins.parts[0] == "madc"
     mods.done()
+    if part == "wide" and (carry_out or carry_in):
+        raise NotImplementedError(ins.op)
     product = _integer_product(t, part)
     if carry_out or carry_in:
         return _with_carry(m, ins, t, product, True, carry_in, carry_out is not None)
@@ -158,13 +154,14 @@ def _integer_mad(m, ins, mods, t):
 def build_min_max(m, ins, mods):
     t, smallest = mods.type(), ins.parts[0] == "min"
     if t.integer:
-        relu = mods.take("relu")
+        relu = mods.relu(t)
         mods.done()
         pick = np.minimum if smallest else np.maximum
         return elementwise(m, ins, t, (lambda a, b: np.maximum(pick(a, b), 0)) if relu else pick)
-    nan, ftz, xorsign = mods.take("NaN"), mods.take("ftz"), mods.take("xorsign")
+    ftz = mods.ftz(t)
+    nan, xorsign = (None, None) if t.raw is F64 else (mods.take("NaN"), mods.take("xorsign"))
     if xorsign:
-        mods.take("abs")
+        mods.need("abs")
     mods.done()
     op = (FMIN_NAN if nan else FMIN) if smallest else (FMAX_NAN if nan else FMAX)
     if not xorsign:
@@ -179,7 +176,8 @@ def build_min_max(m, ins, mods):
 
 @builds("abs", "neg")
 def build_sign(m, ins, mods):
-    t, ftz = mods.type(), mods.take("ftz")
+    t = mods.type()
+    ftz = mods.ftz(t)
     mods.done()
     negative = ins.parts[0] == "neg"
     if t.kind == "bf":
@@ -202,7 +200,7 @@ def build_div(m, ins, mods):
     if t.integer:
         mods.done()
         return elementwise(m, ins, t, functools.partial(_integer_division, t, ins.parts[0] == "div"))
-    approx, ftz = mods.take("approx", "full", "rn"), mods.take("ftz")
+    approx, ftz = mods.need("approx", "full", "rn"), mods.ftz(t)
     mods.done()
     if m.noise is None or approx not in ("approx", "full") or t.raw is F64:
         return elementwise(m, ins, t, lift(t, np.divide, ftz))

@@ -31,20 +31,17 @@ class Copy:
 
 @builds("cp")
 def build_async_copy(m, ins, mods):
-    parts = ins.parts
-    if parts[1] != "async" or "bulk" in parts or "mbarrier" in parts:
-        raise NotImplementedError(ins.op)
-    if "commit_group" in parts:
-        return Compute(lambda act: np.add(m.async_group, 1, out=m.async_group, where=act.where))
-    if "wait_all" in parts:
-        return _wait(m, ins, None)
-    if "wait_group" in parts:
-        return _wait(m, ins, immediate_bits(ins.args[0].text, TYPES["u32"]))
-    mods.take("async")
-    if not mods.take("shared", "shared::cta") or not mods.take("global"):
-        raise NotImplementedError(ins.op)
+    mods.need("async")
+    group = mods.take("commit_group", "wait_all", "wait_group")
+    if not group:
+        mods.need("shared", "shared::cta")
+        mods.need("global")
     mods.done_but_for_memory()
-    return _copy(m, ins)
+    if not group:
+        return _copy(m, ins)
+    if group == "commit_group":
+        return Compute(lambda act: np.add(m.async_group, 1, out=m.async_group, where=act.where))
+    return _wait(m, ins, None if group == "wait_all" else immediate_bits(ins.args[0].text, TYPES["u32"]))
 
 
 def _wait(m, ins, groups_left):

@@ -27,7 +27,7 @@ OPERATIONS = {
 @builds("atom", "red")
 def build_atomic(m, ins, mods):
     op = mods.take("add", *OPERATIONS)
-    space, count, t = memory_modifiers(mods)
+    space, count, t = memory_modifiers(ins, mods)
     args = ins.args if ins.parts[0] == "atom" else [Sink(), *ins.args]
     results = list(args[0].items) if isinstance(args[0], Vector) else [args[0]] * count
     bits, width, site = TYPES[f"b{t.bits}"], t.bits // 8, m.site(ins)

@@ -66,7 +66,7 @@ def build_shift(m, ins, mods):
 
 @builds("shf")
 def build_funnel_shift(m, ins, mods):
-    left, wrap = mods.take("l", "r") == "l", mods.take("wrap", "clamp") == "wrap"
+    left, wrap = mods.need("l", "r") == "l", mods.need("wrap", "clamp") == "wrap"
     t = mods.type()
     mods.done()
 
@@ -178,7 +178,8 @@ def _reverse(a):
 
 @builds("popc", "clz", "brev", "bfind")
 def build_bit_count(m, ins, mods):
-    t, base, shift_amount = mods.type(), ins.parts[0], mods.take("shiftamt")
+    t, base = mods.type(), ins.parts[0]
+    shift_amount = mods.take("shiftamt") if base == "bfind" else None
     mods.done()
 
     def find(a):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..machine import Machine
     from ..program import Instruction
 
-ORDERING = {"weak", "relaxed", "acquire", "release", "acq_rel", "sc", "volatile", "cta", "gpu", "sys", "aligned", "uni"}
+ORDERING = {"weak", "relaxed", "acquire", "release", "acq_rel", "sc", "volatile", "cta", "gpu", "sys"}
 CACHING = {"nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "unified"}
 IGNORED = ORDERING | CACHING
 
@@ -47,6 +47,13 @@ class Modifiers:
                 return name
         return None
 
+    def need(self, *names: str) -> str:
+        """Takes one of these modifiers, without which an instruction means nothing."""
+        found = self.take(*names)
+        if found is None:
+            raise NotImplementedError(f"{self.base} with none of .{', .'.join(names)}")
+        return found
+
     def types(self) -> list[PtxType]:
         found = [TYPES[x] for x in self.left if x in TYPES]
         self.left = [x for x in self.left if x not in TYPES]
@@ -69,6 +76,20 @@ class Modifiers:
     def rounding(self) -> str:
         return self.take("rn", "rz", "rm", "rp") or "rn"
 
+    def ftz(self, t: PtxType) -> str | None:
+        return self._only_for(t, t.raw in (F16, F32), "ftz")
+
+    def sat(self, t: PtxType) -> str | None:
+        return self._only_for(t, t.raw is F16 or t.name == "f32", "sat")
+
+    def relu(self, t: PtxType) -> str | None:
+        return self._only_for(t, t.kind == "s" or t.raw is F16 or t.kind == "bf", "relu")
+
+    def _only_for(self, t: PtxType, fits: bool, name: str) -> str | None:
+        if name in self.left and not fits:
+            raise NotImplementedError(f"{self.base}.{name}.{t.name}")
+        return self.take(name)
+
     def done(self) -> None:
         if self.left:
             raise NotImplementedError(f"modifier .{self.left[0]}")
@@ -83,17 +104,16 @@ def elementwise(m: Machine, ins: Instruction, t: PtxType, fn: Callable, types: l
     """The step d = fn(a, b, ...) with a result of type `t` and operands of `types` (None: all of type t)."""
     operands = ins.args[1:]
     types = types or [t] * len(operands)
-    sources = [m.source(a, s) for a, s in zip(operands, types, strict=False)]
+    sources = [m.source(a, s) for a, s in zip(operands, types, strict=True)]
     return m.assign(ins.args[0], t, fn, sources)
 
 
 def decode(t: PtxType, ftz: str | None = None) -> Callable | None:
     """Stored lanes to the values to compute with, float32 for the 16-bit formats; None where they are the same."""
-    if t.kind == "bf":
-        return bf16_to_f32
-    if t.raw is F16:
-        return lambda x: x.astype(F32)
-    return flush if ftz and t.raw is F32 else None
+    values = bf16_to_f32 if t.kind == "bf" else (lambda x: x.astype(F32)) if t.raw is F16 else None
+    if not ftz:
+        return values
+    return flush if values is None else (lambda x: values(flush(x)))
 
 
 def encode(t: PtxType, ftz: str | None = None, sat: str | None = None) -> Callable:
@@ -103,9 +123,9 @@ def encode(t: PtxType, ftz: str | None = None, sat: str | None = None) -> Callab
         if sat:
             v = saturate(v)
         if t.kind == "bf":
-            return f32_to_bf16(v) if v.dtype == F32 else f64_to_bf16(v)
+            v = f32_to_bf16(v) if v.dtype == F32 else f64_to_bf16(v)
         v = v.astype(t.raw, copy=False)
-        return flush(v) if ftz and t.raw is F32 else v
+        return flush(v) if ftz else v
 
     return to_lanes
 

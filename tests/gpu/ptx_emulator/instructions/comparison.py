@@ -65,10 +65,10 @@ class Comparison:
 
 
 def _comparison(m, ins, mods, t) -> Comparison:
-    name, combine, ftz = mods.take("ne", *COMPARE), mods.take(*COMBINE), mods.take("ftz")
+    name, combine, ftz = mods.need("ne", *COMPARE), mods.take(*COMBINE), mods.ftz(t)
     mods.done()
-    if name in ("lo", "ls", "hi", "hs") and t.kind == "s":
-        raise NotImplementedError(f"{name} on signed")
+    if name in ("lo", "ls", "hi", "hs") and t.kind != "u":
+        raise NotImplementedError(f"{name} on {t.name}")
     if name == "ne":
         compare = np.not_equal if t.integer else lambda a, b: (a < b) | (a > b)
     else:
@@ -103,6 +103,8 @@ def build_setp(m, ins, mods):
 @builds("set")
 def build_set(m, ins, mods):
     result_type, t = mods.types()
+    if result_type.lanes != t.lanes:
+        raise NotImplementedError(ins.op)
     c = _comparison(m, ins, mods, t)
     if result_type.kind == "bf":
         yes = U16(0x3F80)
@@ -121,14 +123,14 @@ def build_selp(m, ins, mods):
 
 @builds("slct")
 def build_slct(m, ins, mods):
-    mods.take("ftz")
     t, condition = mods.types()
+    values = decode(condition, mods.ftz(condition)) or (lambda c: c)
     mods.done()
-    return elementwise(m, ins, t, lambda a, b, c: np.where(c >= 0, a, b), [t, t, condition])
+    return elementwise(m, ins, t, lambda a, b, c: np.where(values(c) >= 0, a, b), [t, t, condition])
 
 
 @builds("testp")
 def build_testp(m, ins, mods):
-    t = mods.type()
-    fn = CLASSES[mods.take(*mods.left)]
+    t, fn = mods.type(), CLASSES[mods.need(*CLASSES)]
+    mods.done()
     return m.assign(ins.args[0], TYPES["pred"], fn, [m.source(ins.args[1], t)])

@@ -11,18 +11,29 @@ from ..steps import Barrier, Compute, Exit, WarpSync
 from .building import builds
 from .warp import predicate
 
-WITHOUT_EFFECT = ("membar", "fence", "nanosleep", "griddepcontrol", "pmevent")
-CACHE_HINTS = ("prefetch", "prefetchu", "discard", "applypriority")
+WITHOUT_EFFECT = {  # and their modifiers, beyond those of ordering and caching
+    "membar": ("gl",),
+    "fence": ("cluster", "mbarrier_init"),
+    "nanosleep": ("u32",),
+    "griddepcontrol": ("wait", "launch_dependents"),
+    "pmevent": ("mask",),
+    "prefetch": ("global", "local", "L1", "L2"),
+    "prefetchu": ("L1",),
+    "applypriority": ("global",),
+}
 LONGEST_MESSAGE = 400
 
 
 @builds("ret", "exit")
 def build_exit(m, ins, mods):
+    mods.take("uni")
+    mods.done()
     return Exit()
 
 
 @builds("trap", "brkpt")
 def build_trap(m, ins, mods):
+    mods.done()
     site = m.site(ins)
 
     def trap(act):
@@ -33,22 +44,23 @@ def build_trap(m, ins, mods):
 
 @builds("bar", "barrier")
 def build_barrier(m, ins, mods):
-    kind, u32 = mods.take("warp", "red", "sync"), TYPES["u32"]
+    mods.take("cta")
+    kind, u32 = mods.need("warp", "red", "sync"), TYPES["u32"]
     if kind == "warp":
-        mods.take("sync")
+        mods.need("sync")
         mods.done()
         return WarpSync(m.source(ins.args[0], u32), lambda act: None)
     if kind == "red":
         return _reducing_barrier(m, ins, mods)
-    if kind is None:
-        raise NotImplementedError(ins.op)
-    mods.done_but_for_memory()
+    mods.take("aligned")
+    mods.done()
     return Barrier(*[m.source(a, u32) for a in ins.args[:2]])
 
 
 def _reducing_barrier(m, ins, mods):
-    op, t, u32 = mods.take("popc", "and", "or"), mods.type(), TYPES["u32"]
-    mods.done_but_for_memory()
+    op, t, u32 = mods.need("popc", "and", "or"), mods.type(), TYPES["u32"]
+    mods.take("aligned")
+    mods.done()
     p, (out, _) = predicate(m, ins.args[-1]), m.destination(ins.args[0], t)
     result = {
         "popc": lambda yes, here: yes,
@@ -65,10 +77,14 @@ def _reducing_barrier(m, ins, mods):
     return Barrier(m.source(ins.args[1], u32), count, reduce)
 
 
-@builds(*WITHOUT_EFFECT, *CACHE_HINTS)
+@builds(*WITHOUT_EFFECT)
 def build_nothing(m, ins, mods):
-    if ins.parts[0] == "fence" and "proxy" in ins.parts and "async" not in ins.op:
-        raise NotImplementedError(ins.op)
+    if ins.op.startswith("fence.proxy.async"):
+        for x in ("proxy", "async", "global", "shared::cta"):
+            mods.take(x)
+    for x in WITHOUT_EFFECT[ins.parts[0]]:
+        mods.take(x)
+    mods.done_but_for_memory()
     return Compute(lambda act: None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..numerics import FMAX, f32_to_bf16, f32_to_tf32, f64_to_bf16, float_to_int, flush, round_f32, saturate
+from ..numerics import FMAX_NAN, f32_to_bf16, f32_to_tf32, f64_to_bf16, float_to_int, flush, round_f32, saturate
 from ..ptx_types import F32, F64, UNSIGNED
 from .building import builds, decode, elementwise, encode
 
@@ -13,30 +13,36 @@ TO_WHOLE = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 
 @builds("cvt")
 def build_cvt(m, ins, mods):
-    whole, mode = mods.take(*TO_WHOLE), mods.take("rn", "rz", "rm", "rp", "rna") or "rn"
-    ftz, sat, relu = mods.take("ftz"), mods.take("sat"), mods.take("relu")
+    whole, mode = mods.take(*TO_WHOLE), mods.take("rn", "rz", "rm", "rp", "rna")
     to, source = mods.types()
+    ftz = mods.take("ftz") if F32 in (to.raw, source.raw) and to.lanes == 1 else None
+    sat = mods.take("sat") if to.integer or (to.kind == "f" and to.name != "tf32" and to.lanes == 1) else None
+    relu = mods.relu(to) if to.lanes == 2 else None
     mods.done()
-    if to.lanes == 2:
-        return elementwise(m, ins, to, _packed(to, source, mode, ftz, relu), [source, source])
-    if source.lanes == 2 or relu:
-        raise NotImplementedError("packed source or .relu")
+    if to.lanes == 2 and not whole:
+        return elementwise(m, ins, to, _packed(to, source, mode or "rn", relu), [source, source])
+    if source.lanes == 2 or to.lanes == 2:
+        raise NotImplementedError("packed source")
+    if whole and (mode or not source.floating or (to.floating and to is not source)):
+        raise NotImplementedError(f"{to.name}.{source.name} .{whole}")
     if source.floating:
         fn = _of_float(to, source, mode, whole, ftz, sat)
     elif to.floating:
-        fn = _int_to_float(to, source, mode)
+        fn = _int_to_float(to, source, mode or "rn", sat)
+    elif mode:
+        raise NotImplementedError(f"{to.name}.{source.name} .{mode}")
     else:
         fn = _int_to_int(to, source, sat)
     return elementwise(m, ins, to, fn, [source])
 
 
-def _packed(to, source, mode, ftz, relu):
+def _packed(to, source, mode, relu):
     """d = {high: a, low: b}"""
     _check_rounding(to, source, mode)
-    values = decode(source, ftz) or (lambda x: x)
+    values = decode(source) or (lambda x: x)
 
     def one(x):
-        v = FMAX(values(x), F32(0)) if relu else values(x)
+        v = FMAX_NAN(values(x), F32(0)) if relu else values(x)
         return _round_float(v, to, mode)
 
     return lambda a, b: np.stack([one(b), one(a)], -1)
@@ -50,19 +56,23 @@ def _int_to_int(to, source, sat):
     return lambda x: np.clip(x, low, high).astype(to.raw)
 
 
-def _int_to_float(to, source, mode):
+def _int_to_float(to, source, mode, sat):
     if mode != "rn" and (source.bits == 64 or to.raw is not F32):
         raise NotImplementedError(f"int to float .{mode}")
+    lanes = encode(to, sat=sat)
     if to.raw is not F32:
-        lanes = encode(to)
         return lambda x: lanes(x.astype(F64))
-    return (lambda x: x.astype(F32)) if mode == "rn" else (lambda x: round_f32(x.astype(F64), mode))
+    rounded = (lambda x: x.astype(F32)) if mode == "rn" else (lambda x: round_f32(x.astype(F64), mode))
+    return lambda x: lanes(rounded(x))
 
 
 def _of_float(to, source, mode, whole, ftz, sat):
-    values = decode(source, ftz) or (lambda x: x)
+    values = decode(source, ftz if source.raw is F32 else None) or (lambda x: x)
     if not to.floating:
-        return _float_to_int(to, source, values, TO_WHOLE[whole or "rzi"])
+        if mode or not whole:
+            raise NotImplementedError(f"{to.name}.{source.name} .{mode}")
+        return _float_to_int(to, source, values, TO_WHOLE[whole])
+    mode = mode or "rn"
     _check_rounding(to, source, mode)
 
     def convert(x):

@@ -53,11 +53,12 @@ def with_noise(m, name, exact):
 
 @builds(*UNARY)
 def build_unary(m, ins, mods):
-    t, accuracy, ftz = mods.type(), mods.take("approx", "rn"), mods.take("ftz")
-    exact = UNARY[ins.parts[0]]
+    t, accuracy, exact = mods.type(), mods.need("approx", "rn"), UNARY[ins.parts[0]]
+    flushed = t.name == "f32" or (ins.parts[0] == "ex2" and t.kind == "bf") or (t.raw is F64 and accuracy == "approx")
+    ftz = mods.take("ftz") if flushed and ins.parts[0] != "tanh" else None
     mods.done()
     if t.raw is F64:
-        return elementwise(m, ins, t, _upper_word_of(exact) if accuracy == "approx" else exact)
+        return elementwise(m, ins, t, lift(t, _upper_word_of(exact) if accuracy == "approx" else exact, ftz))
     if accuracy == "approx":
         exact = with_noise(m, ins.parts[0], exact)
     return elementwise(m, ins, t, lift(t, lambda x: exact(x.astype(F64)).astype(F32), ftz))

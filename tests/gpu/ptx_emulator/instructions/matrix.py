@@ -68,7 +68,7 @@ def _store_matrix(m, site, register, threads, pieces):
 def build_mma(m, ins, mods):
     """mma.sync m16n8kK (row.col): products exact, accumulated in float64, rounded once."""
     shape = next((p for p in ins.parts if re.fullmatch(r"m16n8k\d+", p)), None)
-    if shape is None or any(p.split("::")[0] == "sp" for p in ins.parts):
+    if shape is None or ".row.col." not in ins.op:
         raise NotImplementedError(ins.op)
     for x in ("sync", "aligned", shape, "row", "col"):
         mods.take(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..memory import LOCAL_WINDOW, SHARED_WINDOW
-from ..operands import items_of
+from ..operands import Vector, items_of
 from ..ptx_types import TYPES, U64
 from ..steps import Compute, in_turn
 from .building import builds
@@ -16,12 +16,15 @@ WINDOW_BITS = U64(40)
 SHARED_NUMBER, LOCAL_NUMBER = (U64(w) >> WINDOW_BITS for w in (SHARED_WINDOW, LOCAL_WINDOW))
 
 
-def memory_modifiers(mods):
+def memory_modifiers(ins, mods):
     """(space, words, type of a word) of an access."""
     space = mods.take(*SPACES) or "generic"
     count = {"v2": 2, "v4": 4, "v8": 8, None: 1}[mods.take("v2", "v4", "v8")]
     t = mods.type()
     mods.done_but_for_memory()
+    vectors = {len(a.items) for a in ins.args if isinstance(a, Vector)}
+    if vectors != {count} and (vectors or count > 1):
+        raise NotImplementedError(f"{ins.op} of {ins.args}")
     return space.split("::")[0], count, t
 
 
@@ -65,7 +68,7 @@ def accesses(m, site, kind, space, addr, idx, size):
 
 @builds("ld", "ldu")
 def build_load(m, ins, mods):
-    space, count, t = memory_modifiers(mods)
+    space, count, t = memory_modifiers(ins, mods)
     width, items, site = t.bits // 8, items_of(ins.args[0]), m.site(ins)
     raw = t if t.kind == "s" else TYPES[f"b{t.bits}"]
     if space == "param":
@@ -101,7 +104,7 @@ def _load_parameter(m, items, t, param):
 
 @builds("st")
 def build_store(m, ins, mods):
-    space, count, t = memory_modifiers(mods)
+    space, count, t = memory_modifiers(ins, mods)
     space = "local" if space == "param" else space
     width, raw, site = t.bits // 8, TYPES[f"b{t.bits}"], m.site(ins)
     address = m.address_of(ins.args[0])

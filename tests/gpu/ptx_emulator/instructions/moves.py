@@ -51,5 +51,8 @@ def build_cvta(m, ins, mods):
 @builds("createpolicy")
 def build_createpolicy(m, ins, mods):
     """A cache policy, which changes nothing here."""
+    mods.need("fractional", "range", "cvt")
+    mods.take("global")
     t = mods.type()
+    mods.done_but_for_memory()
     return m.assign(ins.args[0], t, np.positive, [m.constant(0, t)])

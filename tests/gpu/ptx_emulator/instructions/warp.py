@@ -36,9 +36,8 @@ def predicate(m, a):
 
 @builds("shfl")
 def build_shuffle(m, ins, mods):
-    mode = mods.take("bfly", "up", "down", "idx")
-    if not mods.take("sync"):
-        raise NotImplementedError("shfl without .sync")
+    mods.need("sync")
+    mode = mods.need("bfly", "up", "down", "idx")
     t, u32 = mods.type(), TYPES["u32"]
     mods.done()
     d, p = (ins.args[0].first, ins.args[0].second) if isinstance(ins.args[0], Pair) else (ins.args[0], Sink())
@@ -84,7 +83,7 @@ def build_activemask(m, ins, mods):
 
 @builds("elect")
 def build_elect(m, ins, mods):
-    mods.take("sync")
+    mods.need("sync")
     mods.done()
     out, _ = m.destination(ins.args[0].first, TYPES["u32"])
     chosen, _ = m.destination(ins.args[0].second, TYPES["pred"])
@@ -99,8 +98,8 @@ def build_elect(m, ins, mods):
 
 @builds("vote")
 def build_vote(m, ins, mods):
-    mods.take("sync")
-    mode, t = mods.take("ballot", "all", "any", "uni"), mods.type()
+    mods.need("sync")
+    mode, t = mods.need("ballot", "all", "any", "uni"), mods.type()
     mods.done()
     p, (out, _) = predicate(m, ins.args[1]), m.destination(ins.args[0], t)
     result = {
@@ -119,8 +118,9 @@ def build_vote(m, ins, mods):
 
 @builds("redux")
 def build_redux(m, ins, mods):
-    mods.take("sync")
-    op, nan, t = mods.take("add", "min", "max", "and", "or", "xor"), mods.take("NaN"), mods.type()
+    mods.need("sync")
+    op, t = mods.need("add", "min", "max", "and", "or", "xor"), mods.type()
+    nan = mods.take("NaN") if t.floating else None
     mods.done()
     fn, neutral = _reduction(op, t, nan)
     source, (out, _) = m.source(ins.args[1], t), m.destination(ins.args[0], t)
@@ -146,8 +146,8 @@ def _reduction(op, t, nan):
 
 @builds("match")
 def build_match(m, ins, mods):
-    mods.take("sync")
-    mode, t = mods.take("any", "all"), mods.type()
+    mods.need("sync")
+    mode, t = mods.need("any", "all"), mods.type()
     mods.done()
     if mode != "any":
         raise NotImplementedError("match.all")
