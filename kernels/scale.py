@@ -48,6 +48,8 @@ def times(pointers, factor, inside):
 
 def scale_rows_(gradients: Sequence[Tensor], factor: Tensor) -> None:
     """Contiguous gradients times factor, [] or [B], in place and in one launch. The factor is read on the device."""
+    if factor.dim() and factor.stride(0) == 0:  # of a sum or a mean over rows: one number
+        factor = factor[0]
     longest = max((g.numel() for g in gradients), default=0)
     launch(
         scale,

@@ -296,10 +296,11 @@ def test_scaling(factor, dtype):
         assert torch.equal(g, e.to(g.dtype)) or (g - e).abs().max() <= e.abs().max() * torch.finfo(g.dtype).eps
 
 
-def test_scaling_by_one_moves_nothing():
+@pytest.mark.parametrize("factor", [torch.tensor(1.0), torch.ones(()).expand(3)], ids=["one", "of a sum"])
+def test_scaling_by_one_moves_nothing(factor):
     gradient = torch.randn(3, 5000)
     with emulated(90) as launches:
-        scale_rows_([gradient], torch.tensor(1.0))
+        scale_rows_([gradient], factor)
     assert launches[0].stats.bytes["st"] == 0
     assert launches[0].stats.traffic[0].loaded == 0
 
