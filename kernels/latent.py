@@ -24,7 +24,7 @@ def load(pointer, row, column, strides, inside, FOURS: tl.constexpr):
     return widen(tl.load(address(pointer, row, column, strides), mask=inside), FOURS)
 
 
-@triton.jit(do_not_specialize=["rows", "per_split"])
+@triton.jit(do_not_specialize=["rows", "tiles", "per_split"])
 def sample(
     posterior,  # mu, logvar
     strides,
@@ -35,44 +35,47 @@ def sample(
     kl_ptr,  # [splits, B], or None
     rows,
     width,
-    per_split,
+    tiles,  # of ROWS rows, one after the other
+    per_split,  # tiles of COLS columns
     TOGETHER: tl.constexpr,
     BOUNDED: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
     """z, and the KL of each row in the same pass."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    at = tl.program_id(1).to(tl.int64) * rows + row
-    row = tl.minimum(row, rows - 1)[:, None]
     FOURS: tl.constexpr = ROWS * COLS >= 256  # see tiling.py: warps
     seed = tl.load(seed_ptr)
-    first = tl.program_id(0).to(tl.int64) * ROWS * width
-    total = tl.zeros([ROWS, COLS], tl.float32)
     begin = tl.program_id(1) * per_split
-    for tile in range(begin, tl.minimum(begin + per_split, tl.cdiv(width, COLS))):
-        column = tile * COLS + tl.arange(0, COLS)[None, :]
-        inside = column < width if BOUNDED else None
-        stored = exists[:, None] & inside if BOUNDED else exists[:, None]
-        mu = load(posterior[0], row, column, strides[0], inside, FOURS)
-        logvar = load(posterior[1], row, column, strides[1], inside, FOURS)
-        sigma = ex2(logvar * (0.5 * LOG2_E))
-        eps = normals(first + tile * COLS, width, seed, ROWS, COLS, TOGETHER)
-        tl.store(z_ptr + row * width + column, (sigma * eps + mu).to(z_ptr.dtype.element_ty), mask=stored)
+    end = tl.minimum(begin + per_split, tl.cdiv(width, COLS))
+    top = tl.program_id(0).to(tl.int64) * tiles
+    for tile in range(top, top + tiles):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        exists = row < rows
+        at = tl.program_id(1).to(tl.int64) * rows + row
+        row = tl.minimum(row, rows - 1)[:, None]
+        total = tl.zeros([ROWS, COLS], tl.float32)
+        for part in range(begin, end):
+            column = part * COLS + tl.arange(0, COLS)[None, :]
+            inside = column < width if BOUNDED else None
+            stored = exists[:, None] & inside if BOUNDED else exists[:, None]
+            mu = load(posterior[0], row, column, strides[0], inside, FOURS)
+            logvar = load(posterior[1], row, column, strides[1], inside, FOURS)
+            sigma = ex2(logvar * (0.5 * LOG2_E))
+            eps = normals(tile * ROWS * width + part * COLS, width, seed, ROWS, COLS, TOGETHER)
+            tl.store(z_ptr + row * width + column, (sigma * eps + mu).to(z_ptr.dtype.element_ty), mask=stored)
+            if kl_ptr is not None:
+                if prior is None:
+                    terms = mu * mu + expm1_minus(logvar, sigma * sigma)
+                else:
+                    prior_mu = load(prior[0], row, column, prior_strides[0], inside, FOURS)
+                    prior_logvar = load(prior[1], row, column, prior_strides[1], inside, FOURS)
+                    terms = gaussian_kl((0.0,), (mu, logvar, prior_mu, prior_logvar), None, 1.0, 1)[0][0]
+                total += tl.where(inside, terms, 0.0) if BOUNDED else terms
         if kl_ptr is not None:
-            if prior is None:
-                terms = mu * mu + expm1_minus(logvar, sigma * sigma)
-            else:
-                prior_mu = load(prior[0], row, column, prior_strides[0], inside, FOURS)
-                prior_logvar = load(prior[1], row, column, prior_strides[1], inside, FOURS)
-                terms = gaussian_kl((0.0,), (mu, logvar, prior_mu, prior_logvar), None, 1.0, 1)[0][0]
-            total += tl.where(inside, terms, 0.0) if BOUNDED else terms
-    if kl_ptr is not None:
-        tl.store(kl_ptr + at, 0.5 * tl.sum(total, 1), mask=exists)
+            tl.store(kl_ptr + at, 0.5 * tl.sum(total, 1), mask=exists)
 
 
-@triton.jit(do_not_specialize=["rows", "per_split"])
+@triton.jit(do_not_specialize=["rows", "tiles", "per_split"])
 def sample_backward(
     posterior,
     strides,
@@ -87,48 +90,51 @@ def sample_backward(
     dlogvar_ptr,
     rows,
     width,
-    per_split,
+    tiles,  # of ROWS rows, one after the other
+    per_split,  # tiles of COLS columns
     TOGETHER: tl.constexpr,
     BOUNDED: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
     """dmu = dz + dkl dKL/dmu, dlogvar = 1/2 dz e^(logvar/2) eps + dkl dKL/dlogvar"""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = (row < rows)[:, None]
-    row = tl.minimum(row, rows - 1)[:, None]
     FOURS: tl.constexpr = ROWS * COLS >= 256  # see tiling.py: warps
     seed = tl.load(seed_ptr)
-    first = tl.program_id(0).to(tl.int64) * ROWS * width
-    if dkl_ptr is not None:
-        dkl = tl.load(dkl_ptr + row * dkl_stride).to(tl.float32)
     begin = tl.program_id(1) * per_split
-    for tile in range(begin, tl.minimum(begin + per_split, tl.cdiv(width, COLS))):
-        column = tile * COLS + tl.arange(0, COLS)[None, :]
-        inside = column < width if BOUNDED else None
-        stored = exists & inside if BOUNDED else exists
-        logvar = load(posterior[1], row, column, strides[1], inside, FOURS)
-        half_sigma = ex2(logvar * (0.5 * LOG2_E) - 1.0)
-        dmu = tl.zeros([ROWS, COLS], tl.float32)
-        dlogvar = tl.zeros([ROWS, COLS], tl.float32)
-        if dz_ptr is not None:
-            dz = load(dz_ptr, row, column, dz_strides, inside, FOURS)
-            eps = normals(first + tile * COLS, width, seed, ROWS, COLS, TOGETHER)
-            dmu = dz
-            dlogvar = dz * (half_sigma * eps)
+    end = tl.minimum(begin + per_split, tl.cdiv(width, COLS))
+    top = tl.program_id(0).to(tl.int64) * tiles
+    for tile in range(top, top + tiles):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        exists = (row < rows)[:, None]
+        row = tl.minimum(row, rows - 1)[:, None]
         if dkl_ptr is not None:
-            mu = load(posterior[0], row, column, strides[0], inside, FOURS)
-            if prior is None:
-                dmu += dkl * mu
-                dlogvar += (2.0 * dkl) * half_sigma * half_sigma - 0.5 * dkl
-            else:
-                root = inverse_root(load(prior[1], row, column, prior_strides[1], inside, FOURS))
-                ratio = half_sigma * root
-                dmu += dkl * ((mu - load(prior[0], row, column, prior_strides[0], inside, FOURS)) * root * root)
-                dlogvar += (2.0 * dkl) * ratio * ratio - 0.5 * dkl
-        to = row * width + column
-        tl.store(dmu_ptr + to, dmu.to(dmu_ptr.dtype.element_ty), mask=stored)
-        tl.store(dlogvar_ptr + to, dlogvar.to(dlogvar_ptr.dtype.element_ty), mask=stored)
+            dkl = tl.load(dkl_ptr + row * dkl_stride).to(tl.float32)
+        for part in range(begin, end):
+            column = part * COLS + tl.arange(0, COLS)[None, :]
+            inside = column < width if BOUNDED else None
+            stored = exists & inside if BOUNDED else exists
+            logvar = load(posterior[1], row, column, strides[1], inside, FOURS)
+            half_sigma = ex2(logvar * (0.5 * LOG2_E) - 1.0)
+            dmu = tl.zeros([ROWS, COLS], tl.float32)
+            dlogvar = tl.zeros([ROWS, COLS], tl.float32)
+            if dz_ptr is not None:
+                dz = load(dz_ptr, row, column, dz_strides, inside, FOURS)
+                eps = normals(tile * ROWS * width + part * COLS, width, seed, ROWS, COLS, TOGETHER)
+                dmu = dz
+                dlogvar = dz * (half_sigma * eps)
+            if dkl_ptr is not None:
+                mu = load(posterior[0], row, column, strides[0], inside, FOURS)
+                if prior is None:
+                    dmu += dkl * mu
+                    dlogvar += (2.0 * dkl) * half_sigma * half_sigma - 0.5 * dkl
+                else:
+                    root = inverse_root(load(prior[1], row, column, prior_strides[1], inside, FOURS))
+                    ratio = half_sigma * root
+                    dmu += dkl * ((mu - load(prior[0], row, column, prior_strides[0], inside, FOURS)) * root * root)
+                    dlogvar += (2.0 * dkl) * ratio * ratio - 0.5 * dkl
+            to = row * width + column
+            tl.store(dmu_ptr + to, dmu.to(dmu_ptr.dtype.element_ty), mask=stored)
+            tl.store(dlogvar_ptr + to, dlogvar.to(dlogvar_ptr.dtype.element_ty), mask=stored)
 
 
 def _prior(prior_mu: Tensor | None, prior_logvar: Tensor | None) -> tuple[Tensor, ...] | None:
@@ -160,6 +166,7 @@ def _sample(
         kl.partial if kl else None,
         rows,
         width,
+        tiling.tiles,
         tiling.per_split,
         *_constants(tiling, mu),
         num_warps=tiling.warps,
@@ -221,6 +228,7 @@ def sample_kl_backward(
         dlogvar,
         rows,
         width,
+        tiling.tiles,
         tiling.per_split,
         *_constants(tiling, mu),
         num_warps=tiling.warps,

@@ -8,6 +8,7 @@ import triton
 THREADS = 128  # of a full tile, each with `vector` neighbours: one 128-bit access of the widest operand
 PROGRAMS = 512  # that many programs fill a large GPU
 WASTE = 1.0625  # of columns computed to columns there are, at most, where a choice of the tile allows it
+ROW_TILES = 4  # that a program samples where there are enough: entering and leaving it costs half a tile
 LONG = 8  # tiles of a row that is worth cutting, which takes a second launch
 
 
@@ -108,13 +109,15 @@ def tiling_of(rows: int, width: int, latent_width: int, vector: int, shared: boo
 
 @functools.lru_cache(4096)
 def latent_tiling_of(rows: int, width: int) -> Tiling:
-    """For kernels that go through the columns in one loop, the last tile masked."""
+    """For kernels that go through rows and columns in plain loops, the last tile of columns masked."""
     elements = THREADS * 8
     tile = min(elements, triton.next_power_of_2(max(1, width)))
     height = _rows(rows, tile, elements)
     columns, row_tiles = _masked(width, tile), triton.cdiv(rows, height)
-    tiles = columns.whole(width)
-    splits = max(1, min(tiles, PROGRAMS // max(1, row_tiles)))
-    per_split = triton.cdiv(tiles, splits)
-    splits = max(1, triton.cdiv(tiles, max(1, per_split)))
-    return Tiling(height, columns, columns, row_tiles, 1, splits, per_split, 0, False, _warps(height * tile, 8))
+    parts = columns.whole(width)
+    splits = max(1, min(parts, PROGRAMS // max(1, row_tiles)))
+    per_split = triton.cdiv(parts, splits)
+    splits = max(1, triton.cdiv(parts, max(1, per_split)))
+    tiles = max(1, min(ROW_TILES, row_tiles // (2 * PROGRAMS)))
+    groups, warps = triton.cdiv(row_tiles, tiles), _warps(height * tile, 8)
+    return Tiling(height, columns, columns, groups, tiles, splits, per_split, 0, False, warps)
