@@ -18,14 +18,14 @@ import triton.language as tl
 @dataclass(frozen=True)
 class Accumulator:
     """step, fold, finish: the functions. states: how many tensors the state has; they start at 0.
-    neutral: parameters that with x = 0 leave the state as it is, for places that don't count; None where any does.
+    neutral: parameters that with x = 0 leave the state as it is, for places that don't count.
     steps: after how many steps of a single tensor element the state must be folded, None for never."""
 
     step: Any
     fold: Any
     finish: Any
     states: int
-    neutral: tuple[float | None, ...]
+    neutral: tuple[float, ...]
     steps: int | None = None
 
 

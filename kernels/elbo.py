@@ -9,7 +9,7 @@ from torch import Tensor
 from vae_fast.kernels.divergences import GAUSSIAN_KL, LOG_RATIO, STANDARD_KL
 from vae_fast.kernels.launch import launch
 from vae_fast.kernels.likelihoods import LIKELIHOODS
-from vae_fast.kernels.operands import Operands, Outputs, check_matrix, check_operands
+from vae_fast.kernels.operands import Operands, Outputs, check, check_matrix, check_operands, check_posterior
 from vae_fast.kernels.rows import store_column_sums, store_row_sums, sum_rows, zeros_for
 from vae_fast.kernels.tiling import tiling_of
 
@@ -41,7 +41,7 @@ def objective_of_rows(
     LATENT_FOLD: tl.constexpr,
     LATENT_FINISH: tl.constexpr,
     LATENT_SHAPE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    CUT: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """A split of ROWS rows: stores nll and kl, returns scale (nll + beta kl) [ROWS] and the grown sums over rows."""
@@ -60,7 +60,7 @@ def objective_of_rows(
 
     nll, over_columns, over_rows = sum_rows(
         operands, (tall, tall_exists, live, factor), split, per_split, width, over_rows,
-        STEP, FOLD, FINISH, SHAPE, SELECT, SPLITS, ROWS,
+        STEP, FOLD, FINISH, SHAPE, SELECT, CUT, ROWS,
     )  # fmt: skip
     store_row_sums(operands[2], over_columns, at, exists, SHAPE)
     if weight_ptr is not None:
@@ -70,7 +70,7 @@ def objective_of_rows(
     if LATENT_STEP is not None:
         kl, over_columns, latent_over_rows = sum_rows(
             latent, (tall, tall_exists, live, factor * beta), split, latent_per_split, latent_width, latent_over_rows,
-            LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, True, SPLITS, ROWS,
+            LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, True, CUT, ROWS,
         )  # fmt: skip
         store_row_sums(latent[2], over_columns, at, exists, LATENT_SHAPE)
         if weight_ptr is not None:
@@ -106,7 +106,7 @@ def objective(
     LATENT_FOLD: tl.constexpr,
     LATENT_FINISH: tl.constexpr,
     LATENT_SHAPE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    CUT: tl.constexpr,
     GROUPED: tl.constexpr,
     REDUCE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -127,20 +127,20 @@ def objective(
             loss, over_rows, latent_over_rows = objective_of_rows(
                 tile, split, operands, latent, weight_ptr, weight_stride, nll_ptr, kl_ptr, beta, scale, rows, width,
                 per_split, latent_width, latent_per_split, over_rows, latent_over_rows,
-                STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, SPLITS, ROWS,
+                STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, CUT, ROWS,
             )  # fmt: skip
             losses += loss
             if loss_ptr is not None and not REDUCE:
                 row = tile * ROWS + tl.arange(0, ROWS)
                 tl.store(loss_ptr + split.to(tl.int64) * rows + row, loss, mask=row < rows)
-        store_column_sums(operands[2], over_rows, group, split, SPLITS, width, SHAPE)
+        store_column_sums(operands[2], over_rows, group, split, width, SHAPE)
         if LATENT_STEP is not None:
-            store_column_sums(latent[2], latent_over_rows, group, split, SPLITS, latent_width, LATENT_SHAPE)
+            store_column_sums(latent[2], latent_over_rows, group, split, latent_width, LATENT_SHAPE)
     else:
         losses, over_rows, latent_over_rows = objective_of_rows(
             group, split, operands, latent, weight_ptr, weight_stride, nll_ptr, kl_ptr, beta, scale, rows, width,
             per_split, latent_width, latent_per_split, over_rows, latent_over_rows,
-            STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, SPLITS, ROWS,
+            STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, CUT, ROWS,
         )  # fmt: skip
         if loss_ptr is not None and not REDUCE:
             row = group * ROWS + tl.arange(0, ROWS)
@@ -194,7 +194,7 @@ def _accumulate(
         operands.shape(tiling.columns, tiling.per_split),
         *(latent.functions if latent else (None, None, None)),
         latent.shape(tiling.latent_columns, tiling.latent_per_split) if latent else None,
-        tiling.splits,
+        tiling.splits > 1,
         tiling.grouped,
         bool(reduce),
         tiling.rows,
@@ -225,7 +225,8 @@ def elbo(name: str, *arguments: Any) -> tuple[Tensor, ...]:
         arguments
     )
     operands = _likelihood(name, parameters, x, mask, asked)
-    check_matrix("each parameter", mu, logvar)
+    check_posterior(mu, logvar, prior_mu, prior_logvar)
+    check(len(mu) == len(x), f"mu must have {len(x)} rows, got {len(mu)}")
     given = prior_mu is not None
     posterior = (mu, logvar, prior_mu, prior_logvar) if given else (mu, logvar)
     latent = Operands(GAUSSIAN_KL if given else STANDARD_KL, posterior, *mu.shape, asked >> len(parameters))
@@ -242,6 +243,7 @@ def gaussian_kl(
     asked: int,
 ) -> tuple[Tensor, ...]:
     """The operator gaussian_kl -> (kl [B], gradients)."""
+    check_posterior(mu, logvar, prior_mu, prior_logvar)
     if prior_mu is None or prior_logvar is None:
         outputs = _accumulate(Operands(STANDARD_KL, (mu, logvar), *mu.shape, asked & 3), None, weight)
         return (*outputs, mu.new_empty(0), mu.new_empty(0))

@@ -13,7 +13,7 @@ from vae_fast.kernels import elbo
 from vae_fast.kernels.divergences import gaussian_kl
 from vae_fast.kernels.fastmath import LOG2_E, ex2, expm1_minus, inverse_root, widen
 from vae_fast.kernels.launch import launch
-from vae_fast.kernels.operands import Outputs, strides_of, taken
+from vae_fast.kernels.operands import Outputs, check, check_posterior, strides_of, taken
 from vae_fast.kernels.philox import normals
 from vae_fast.kernels.rows import address
 from vae_fast.kernels.tiling import Tiling, latent_tiling_of
@@ -183,6 +183,7 @@ def _constants(tiling: Tiling, mu: Tensor) -> tuple[int, bool, int, int]:
 
 def reparameterize(mu: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
     """The operator reparameterize. Contiguous operands are one long row, whose fours of noise are whole."""
+    check_posterior(mu, logvar, None, None)
     if mu.is_contiguous() and logvar.is_contiguous() and mu.numel() < 2**31:
         return _sample(mu.view(1, -1), logvar.view(1, -1), None, seed, False)[0].view(mu.shape)
     return _sample(mu, logvar, None, seed, False)[0]
@@ -192,6 +193,7 @@ def sample_kl(
     mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, seed: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """The operator sample_kl -> (z, kl [B])."""
+    check_posterior(mu, logvar, prior_mu, prior_logvar)
     return _sample(mu, logvar, _prior(prior_mu, prior_logvar), seed, True)
 
 
@@ -206,6 +208,9 @@ def sample_kl_backward(
     asked: int,
 ) -> tuple[Tensor, ...]:
     """The operator sample_kl_backward -> (dmu, dlogvar, dprior_mu, dprior_logvar); the prior's only if asked for."""
+    check_posterior(mu, logvar, prior_mu, prior_logvar)
+    check(dz is None or dz.shape == mu.shape, "dz must have mu's shape")
+    check(dkl is None or dkl.shape == mu.shape[:1], "dkl must have one number a row")
     rows, width = mu.shape
     tiling = latent_tiling_of(rows, width)
     prior = _prior(prior_mu, prior_logvar)

@@ -1,8 +1,5 @@
-"""The one way in which kernels are launched.
-
-A launch runs on its tensors' device and that device's current stream; an empty grid launches nothing; strides and
-offsets are what the caller passed, 64-bit where they must be. `executor` is replaced in tests, which run the same
-launches in an emulator.
+"""The one way in which kernels are launched: on their tensors' device and its current stream; an empty grid launches
+nothing. `executor` is replaced in tests, which run the same launches in an emulator.
 """
 
 from collections.abc import Callable
@@ -31,5 +28,7 @@ executor: Executor = run
 
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, num_warps: int) -> None:
     """kernel[grid](*arguments): the kernel's parameters in order, constants included."""
+    if max(grid[1:], default=1) > 65_535:
+        raise RuntimeError(f"rows are too long for a GPU: they would take {grid[1]} programs, 65535 is the most")
     if 0 not in grid:
         executor(kernel, grid, device, *arguments, num_warps=num_warps)

@@ -123,6 +123,16 @@ def check_operands(operands: Operands, weight: Tensor | None) -> None:
         check(fits, f"weight must be floating point of shape [{rows}], got {weight.dtype} {list(weight.shape)}")
 
 
+def check_posterior(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> None:
+    check_matrix("mu", mu)
+    check(logvar.shape == mu.shape, f"logvar must have mu's shape {list(mu.shape)}, got {list(logvar.shape)}")
+    check((prior_mu is None) == (prior_logvar is None), "prior_mu and prior_logvar must go together")
+    for t in (prior_mu, prior_logvar):
+        if t is not None:
+            fits = t.dim() == 2 and all(n in (1, m) for n, m in zip(t.shape, mu.shape, strict=True))
+            check(fits, f"a prior must have shape {list(mu.shape)} or 1 in place of either, got {list(t.shape)}")
+
+
 @dataclass(frozen=True)
 class Sum:
     """An output and what the programs write of it: itself, or partial sums [P, N]."""

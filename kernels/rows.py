@@ -69,7 +69,7 @@ def observe(
             parameter = constants[k]
         else:
             parameter = widen(tl.load(address(pointers[k], row, column, strides[k]), mask=inside), FOURS)
-        if (SELECT or BOUNDED) and NEUTRAL[k] is not None:
+        if SELECT or BOUNDED:
             parameter = tl.where(keep, parameter, NEUTRAL[k])
         parameters = parameters + (parameter,)
     x = None
@@ -189,7 +189,7 @@ def sum_rows(
     FINISH: tl.constexpr,
     SHAPE: tl.constexpr,
     SELECT: tl.constexpr,
-    SPLITS: tl.constexpr,
+    CUT: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """A split of ROWS rows, `tiles` whole tiles or what is left: their values [ROWS], gradients' sums over columns,
@@ -212,11 +212,11 @@ def sum_rows(
             constants = constants + (0.0,)
             flat = flat + (0.0,)
 
-    if SPLITS == 1:
-        begin = split * 0
-    else:
+    if CUT:
         begin = split * tiles * COLS
         tiles = tl.maximum(tl.minimum(tiles, WHOLE - split * tiles), 0)
+    else:
+        begin = split * 0
     whole = begin + tiles * COLS
     total, over_columns, over_rows, count = section(
         operands, constants, where, begin, tiles, width, width, over_rows,
@@ -224,7 +224,7 @@ def sum_rows(
     )  # fmt: skip
     counted = tl.maximum(tl.minimum(whole, width) - begin, 0)
     if TAIL > 0:
-        last = 1 if SPLITS == 1 else ((tiles > 0) & (whole == WHOLE * COLS)).to(tl.int32)
+        last = ((tiles > 0) & (whole == WHOLE * COLS)).to(tl.int32) if CUT else 1
         more, more_columns, over_rows, more_count = section(
             operands, constants, where, whole, last, width, width, over_rows,
             STEP, FOLD, SHAPE, SELECT, BOUNDED, 1, ROWS, TAIL,
@@ -237,8 +237,10 @@ def sum_rows(
             joined = joined + (over_columns[k] + more_columns[k],)
         over_columns = joined
     if mask_ptr is None:
-        count = counted * 1.0
-    return FINISH(total, count, flat), over_columns, over_rows
+        value = FINISH(total, counted * 1.0, flat)
+    else:
+        value = tl.where(count > 0, FINISH(total, count, flat), 0.0)
+    return value, over_columns, over_rows
 
 
 @triton.jit
@@ -251,7 +253,7 @@ def store_row_sums(gradients, over_columns, at, exists, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def store_column_sums(gradients, over_rows, group, split, splits, width: tl.constexpr, SHAPE: tl.constexpr):
+def store_column_sums(gradients, over_rows, group, split, width: tl.constexpr, SHAPE: tl.constexpr):
     """Partial sums over the rows of a group, [groups, width], or over all its elements, [groups, splits]."""
     KINDS: tl.constexpr = SHAPE[0]
     COLS: tl.constexpr = SHAPE[1]
@@ -261,4 +263,4 @@ def store_column_sums(gradients, over_rows, group, split, splits, width: tl.cons
             if KINDS[k] == 2:
                 tl.store(gradients[k] + group * width + column, tl.sum(over_rows[k], 0), mask=column < width)
             elif KINDS[k] == 3:
-                tl.store(gradients[k] + group * splits + split, tl.sum(tl.sum(over_rows[k], 1), 0))
+                tl.store(gradients[k] + group * tl.num_programs(1) + split, tl.sum(tl.sum(over_rows[k], 1), 0))

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from vae_fast.kernels.launch import launch
+from vae_fast.kernels.operands import check
 
 PROGRAMS = 1024  # that go through a gradient together: where the factor is 1, all that happens is that they start
 COLS = 1024
@@ -36,7 +37,9 @@ def scale_rows(gradient_ptr, count, width, factor_ptr, factor_stride, COLS: tl.c
     for first in range(tl.program_id(0).to(tl.int64) * COLS, count, tl.num_programs(0) * COLS):
         place = first + tl.arange(0, COLS)
         inside = place < count
-        factor = tl.load(factor_ptr + place // width * factor_stride, mask=inside, other=0.0).to(tl.float32)
+        row = first // width  # one division in 64 bits for all
+        row += ((first - row * width).to(tl.int32) + tl.arange(0, COLS)) // width
+        factor = tl.load(factor_ptr + row * factor_stride, mask=inside, other=0.0).to(tl.float32)
         times(gradient_ptr + place, factor, inside)
 
 
@@ -48,9 +51,13 @@ def times(pointers, factor, inside):
 
 def scale_rows_(gradients: Sequence[Tensor], factor: Tensor) -> None:
     """Contiguous gradients times factor, [] or [B], in place and in one launch. The factor is read on the device."""
-    if factor.dim() and factor.stride(0) == 0:  # of a sum or a mean over rows: one number
-        factor = factor[0]
     longest = max((g.numel() for g in gradients), default=0)
+    for g in gradients:
+        check(g.is_contiguous(), "gradient must be contiguous")
+        fits = factor.dim() == 0 or factor.shape == g.shape[:1]
+        check(fits, f"factor must have shape [] or [{len(g)}], got {list(factor.shape)}")
+    if longest and factor.dim() and factor.stride(0) == 0:  # of a sum or a mean over rows: one number
+        factor = factor[0]
     launch(
         scale,
         (min(PROGRAMS, triton.cdiv(longest, COLS)), len(gradients)),

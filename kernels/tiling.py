@@ -103,6 +103,7 @@ def tiling_of(rows: int, width: int, latent_width: int, vector: int, shared: boo
         per_split, latent_per_split = triton.cdiv(column_tiles, splits), latent.whole(latent_width)
         splits, groups = max(1, triton.cdiv(column_tiles, max(1, per_split))), row_tiles
     tiles = triton.cdiv(row_tiles, groups) if groups else 0
+    groups = triton.cdiv(row_tiles, tiles) if tiles else 0
     warps = _warps(height * columns.tile, vector)
     return Tiling(height, columns, latent, groups, tiles, splits, per_split, latent_per_split, shared, warps)
 

@@ -22,7 +22,7 @@ def bernoulli(state, parameters, x, factor, ONE: tl.constexpr):
     positive = logit >= 0
     d = tl.where(positive, ONE, 0.0) - x  # has the logit's sign
     e = ex2(tl.abs(logit) * -LOG2_E)
-    inverse = 1.0 / factor
+    inverse = 1.0 / tl.where(tl.abs(factor) < SMALLEST, SMALLEST, factor)
     u = e * rcp(e * inverse + inverse)
     return (linear + logit * d, q * e + (q + e)), (d * (factor / ONE) + tl.where(positive, -u, u),)
 

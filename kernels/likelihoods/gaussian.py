@@ -38,4 +38,4 @@ def gaussian_shared_finish(total, count, parameters):
 
 
 GAUSSIAN = Accumulator(gaussian, sum_of_one, gaussian_finish, states=1, neutral=(0.0, 0.0))
-GAUSSIAN_SHARED = Accumulator(gaussian_shared, sum_of_one, gaussian_shared_finish, states=1, neutral=(0.0, None))
+GAUSSIAN_SHARED = Accumulator(gaussian_shared, sum_of_one, gaussian_shared_finish, states=1, neutral=(0.0, 0.0))

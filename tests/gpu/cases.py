@@ -108,14 +108,14 @@ def elbo_case(b: int, d: int, dtype: torch.dtype, *, prior: bool = False, reduce
     def expected(recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, *given: Any) -> list[Tensor]:
         def value(recon: Tensor, mu: Tensor, logvar: Tensor, *given: Tensor) -> Any:
             return reference.elbo(
-                reference.bernoulli, [recon], x, mu, logvar, given or None, beta=0.5, scale=1 / b, reduce=reduce
+                reference.bernoulli, [recon], x, mu, logvar, given or None, beta=0.5, scale=0.75, reduce=reduce
             )
 
         values, gradients = differentiated(value, [recon, mu, logvar, *(given if prior else ())])
         return [*values, *gradients]
 
     def call(*arguments: Any) -> Any:
-        return elbo.elbo("bernoulli", *arguments, None, None, None, 0.5, 1 / b, reduce, 31 if prior else 7)
+        return elbo.elbo("bernoulli", *arguments, None, None, None, 0.5, 0.75, reduce, 31 if prior else 7)
 
     return Case(tensors, call, expected)
 

@@ -38,20 +38,26 @@ KERNELS = {
 SHAPES = [(37, 20), (5, 784), (2, 1025), (1, 12_288)]
 
 
-def close(got, exact, shape):
-    """Values within 1e-6 of their D terms, gradients within 5e-7 of the terms that they sum, then as rounded."""
+def close(got, exact, shape, noise=False, differences=False):
+    """Values within 1e-6 of their D terms; gradients within 1e-6, of the largest where they are sums or differences, with
+    noise in them 4e-6; all then as rounded."""
     assert len(got) == len(exact)
     for g, e in zip(got, exact, strict=True):
         assert g.shape == e.shape
-        if e.dim() == 2:
-            shared = e.numel() < shape[0] * shape[1]
-            bound = 5e-7 * ((e.abs().amax().clamp(min=shape[0]) if shared else e.abs()) + 8)
-        else:
+        if e.dim() < 2:
             bound = 1e-6 * (e.abs() + (shape[1] if e.dim() else 1))
+        elif differences or e.numel() < shape[0] * shape[1]:
+            bound = 1e-6 * e.abs().amax().clamp(min=shape[0])
+        else:
+            bound = 1e-6 * (4 * (1 + e.abs()) if noise else e.abs().clamp(min=1))
         rounding = torch.finfo(g.dtype).eps / 2 if g.dtype.itemsize == 2 else 0
         bound = bound + rounding * e.abs() * 1.01 + torch.finfo(g.dtype).smallest_normal * torch.finfo(g.dtype).eps
         error = (g.double() - e).abs()
         assert (error <= bound).all(), f"{g.dtype} {tuple(g.shape)}: error {error.max():.3g} of {e.abs().max():.3g}"
+
+
+def noisy(name):
+    return name.startswith(("sample", "reparameterize"))
 
 
 @pytest.mark.parametrize("cc", ARCHITECTURES)
@@ -61,7 +67,7 @@ def test_numbers(name, dtype, cc, poisoned):
     for shape in SHAPES[: 2 if cc == 80 else 1] if cc != 90 else SHAPES[2:]:
         case = KERNELS[name](*shape, dtype)
         with emulated(cc, racecheck=True) as launches:
-            close(case.run(), case.exact(), shape)
+            close(case.run(), case.exact(), shape, noisy(name), name == "monte_carlo_kl")
         for launch in launches:
             compiled = launch.stats.compiled
             undefined = never_written(compiled.asm["ptx"], compiled.metadata.name)
@@ -74,7 +80,7 @@ def test_numbers_where_a_tile_has_many_rows(poisoned):
         for name in ("bernoulli", "gaussian, one a feature", "elbo, given prior", "sample_kl_backward, given prior"):
             case = KERNELS[name](*shape, torch.bfloat16)
             with emulated(90):
-                close(case.run(), case.exact(), shape)
+                close(case.run(), case.exact(), shape, noisy(name))
 
 
 @pytest.mark.parametrize("shape", [(3, 784), (1, 12_288), (700, 40)], ids=str)
@@ -169,7 +175,7 @@ def test_layouts(layout):
     like = cases.sample_kl(1, 4, torch.float32)
     case = cases.Case(posterior, like.call, like.expected)
     with emulated(90):
-        close(case.run(), case.exact(), (7, 72))
+        close(case.run(), case.exact(), (7, 72), noise=True)
 
 
 def test_what_is_masked_or_of_weight_zero_stays_out():
@@ -193,7 +199,56 @@ def test_priors_of_any_shape(prior, shape, poisoned):
     for make in (cases.gaussian_kl, cases.sample_kl, cases.sample_kl_backward):
         case = make(*shape, torch.float32, prior)
         with emulated(90):
-            close(case.run(), case.exact(), shape)
+            close(case.run(), case.exact(), shape, noise=make is not cases.gaussian_kl)
+
+
+def test_a_row_that_is_masked_whole_needs_no_variance():
+    mean, logvar, mask = torch.randn(5, 37), torch.zeros(5, 1), torch.ones(5, 37, dtype=torch.bool)
+    mask[2:4], logvar[2], logvar[3] = False, torch.nan, torch.inf
+    case = cases.nll("gaussian", [mean, logvar], torch.rand(5, 37), None, mask)
+    with emulated(90):
+        got = case.run()
+    close(got, case.exact(), (5, 37))
+    assert (got[0][2:4] == 0).all()
+
+
+@pytest.mark.parametrize("weight", [1e-39, 0.0, -1e-39, 3e-38])
+def test_gradients_at_the_smallest_weights(weight):
+    """1 / weight overflows there."""
+    case = cases.nll(
+        "bernoulli", [torch.tensor([[200.0, -200.0, 0.5, 88.0]])], torch.rand(1, 4), torch.tensor([weight])
+    )
+    with emulated(90):
+        value, gradient = case.run()
+    assert value.abs() < 1e-35 and gradient.abs().max() <= 4e-38
+
+
+def test_float64_beside_float32_parameters():
+    """x and weights in float64 are read as float32."""
+    x, weight = torch.rand(5, 37).double(), torch.rand(5).double()
+    case = cases.nll("bernoulli", [cases.logits(5, 37, torch.float32)], x, weight)
+    with emulated(90):
+        close(case.run(), case.exact(), (5, 37))
+
+
+def test_wrong_shapes_raise_before_anything_is_read():
+    mu, seed = torch.zeros(4, 8), cases.SEED
+    wrong = [
+        lambda: latent.reparameterize(mu, mu[:2], seed),
+        lambda: latent.sample_kl(mu, mu, torch.zeros(3, 8), torch.zeros(3, 8), seed),
+        lambda: latent.sample_kl(mu, mu, torch.zeros(1, 8), None, seed),
+        lambda: latent.sample_kl_backward(mu[:2], None, mu, mu, None, None, seed, 3),
+        lambda: latent.sample_kl_backward(None, torch.zeros(2), mu, mu, None, None, seed, 3),
+        lambda: elbo.gaussian_kl(mu, mu, torch.zeros(1, 8), None, None, 0),
+        lambda: elbo.nll("bernoulli", mu, mu, torch.zeros(3), None, 0),
+        lambda: elbo.nll("bernoulli", mu, mu, None, torch.ones(4, 2, dtype=torch.bool), 0),
+        lambda: scale_rows_([mu.t()], torch.tensor(2.0)),
+        lambda: scale_rows_([mu], torch.ones(3)),
+    ]
+    for call in wrong:
+        with recorded() as launches, pytest.raises(RuntimeError, match="must"):
+            call()
+        assert launches == []
 
 
 def test_nan_and_infinity_stay_in_their_row():
@@ -303,6 +358,7 @@ def test_scaling_by_one_moves_nothing(factor):
         scale_rows_([gradient], factor)
     assert launches[0].stats.bytes["st"] == 0
     assert launches[0].stats.traffic[0].loaded == 0
+    scale_rows_([], torch.tensor(1.0).expand(0))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3000, 1), (7, 130), (0, 4), (5, 0)], ids=str)
@@ -347,6 +403,8 @@ def test_padding_wastes_little(width, rows, vector):
 def test_long_rows_fill_the_gpu_and_short_rows_share_a_program():
     assert tiling_of(1, 200_000, 0, 8, shared=False).splits > 150
     assert tiling_of(64, 200_000, 0, 8, shared=False).splits * 64 >= 400
+    grouped = tiling_of(16_400, 20, 0, 8, shared=True)
+    assert grouped.groups * grouped.tiles * grouped.rows < 16_400 + grouped.groups * grouped.rows
     for width in (2, 4, 8, 16, 32, 64):
         tiling = latent_tiling_of(1 << 20, width)
         assert tiling.rows == 1024 // width and tiling.groups * tiling.tiles * tiling.rows == 1 << 20

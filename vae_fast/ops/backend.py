@@ -45,6 +45,11 @@ def backend(name: str) -> Iterator[None]:
         _forced = before
 
 
+def forced() -> str | None:
+    """The backend that was asked for, None where the tensors' device chooses."""
+    return _forced
+
+
 def use_reference(device: torch.device) -> bool:
     """Whether the reference was asked for. Raises RuntimeError if a backend was that can't serve the device."""
     if _forced is None:

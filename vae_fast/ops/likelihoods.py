@@ -44,7 +44,7 @@ def differentiate(
             gradients.append((fallback if leaf is None else leaf).new_empty(0))
         else:
             gradient = next(found)
-            gradients.append(torch.zeros_like(leaf) if gradient is None else gradient)
+            gradients.append(leaf.new_zeros(leaf.shape) if gradient is None else gradient.contiguous())
     return result, gradients
 
 

@@ -41,30 +41,44 @@ def _function(module: str, name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"vae_fast.kernels.{module}"), name)
 
 
-def _operator(operator: str, module: str, name: str, *first: Any) -> Callable[..., Any]:
-    """An operator's kernel; float64, which GPUs for training are slow at, is left to the reference."""
+def _operator(operator: str, parameters: Sequence[int], module: str, name: str, *first: Any) -> Callable[..., Any]:
+    """An operator's kernel. Parameters in float64, in which GPUs for training are slow, are left to the reference."""
 
     def kernel(*args: Any) -> Any:
-        for t in args:
-            if isinstance(t, Tensor) and t.dtype == torch.float64:
-                announce(t.device.type, "the Triton kernels don't compute in float64")
-                return REFERENCES[operator](*args)
+        for i in parameters:
+            if args[i] is not None and args[i].dtype == torch.float64:
+                return _reference(operator, args)
         return _function(module, name)(*first, *args)
 
     return kernel
+
+
+def _reference(operator: str, args: tuple[Any, ...]) -> Any:
+    from vae_fast.ops import backend  # which asks this module, while it is imported, whether the kernels can run
+
+    reason = "the Triton kernels don't compute in float64"
+    if backend.forced() == "triton":
+        raise RuntimeError(f"the backend 'triton' can't run {operator}: {reason}")
+    announce(next(a.device for a in args if isinstance(a, Tensor)).type, reason)
+    return REFERENCES[operator](*args)
 
 
 def register(device: str = "CUDA") -> torch.library.Library:
     """Puts the kernels behind the operators for a device, as long as the result lives."""
     library = torch.library.Library("vae_fast", "IMPL")
     kernels = {
-        **{f"{name}_nll": _operator(f"{name}_nll", "elbo", "nll", name) for name in LIKELIHOODS},
-        **{f"elbo_{name}": _operator(f"elbo_{name}", "elbo", "elbo", name) for name in LIKELIHOODS},
-        "gaussian_kl": _operator("gaussian_kl", "elbo", "gaussian_kl"),
-        "monte_carlo_kl": _operator("monte_carlo_kl", "elbo", "monte_carlo_kl"),
-        **{name: _operator(name, "latent", name) for name in ("reparameterize", "sample_kl", "sample_kl_backward")},
+        "gaussian_kl": _operator("gaussian_kl", range(4), "elbo", "gaussian_kl"),
+        "monte_carlo_kl": _operator("monte_carlo_kl", range(5), "elbo", "monte_carlo_kl"),
+        "reparameterize": _operator("reparameterize", range(2), "latent", "reparameterize"),
+        "sample_kl": _operator("sample_kl", range(4), "latent", "sample_kl"),
+        "sample_kl_backward": _operator("sample_kl_backward", range(2, 6), "latent", "sample_kl_backward"),
         "scale_rows_": lambda gradient, factor: scale((gradient,), factor),
     }
+    for name, entry in LIKELIHOODS.items():
+        count = len(entry.parameters)
+        latents = range(count + 1, count + 5)  # x stands between
+        kernels[f"{name}_nll"] = _operator(f"{name}_nll", range(count), "elbo", "nll", name)
+        kernels[f"elbo_{name}"] = _operator(f"elbo_{name}", (*range(count), *latents), "elbo", "elbo", name)
     for name, kernel in kernels.items():
         library.impl(name, kernel, device, allow_override=True)
     return library
