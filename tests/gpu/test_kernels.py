@@ -39,8 +39,8 @@ SHAPES = [(37, 20), (5, 784), (2, 1025), (1, 12_288)]
 
 
 def close(got, exact, shape, noise=False, differences=False):
-    """Values within 1e-6 of their D terms; gradients within 1e-6, of the largest where they are sums or differences, with
-    noise in them 4e-6; all then as rounded."""
+    """Values within 1e-6 of their D terms; gradients within 1e-6, of the largest where they are sums or differences,
+    with noise in them 4e-6; all then as rounded."""
     assert len(got) == len(exact)
     for g, e in zip(got, exact, strict=True):
         assert g.shape == e.shape
