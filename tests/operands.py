@@ -1,14 +1,14 @@
 """Operands in every layout and dtype, and comparisons with the float64 reference."""
 
+import os
 from collections.abc import Callable, Sequence
 
-import pytest
 import torch
 from torch import Tensor
 
 DEVICE = torch.get_default_device()  # see --device
-ON_GPU = DEVICE.type != "cpu"
-of_the_cpu = pytest.mark.skipif(ON_GPU, reason="about the kernels for CPUs")
+EMULATED = os.environ.get("VAE_FAST_TEST_EMULATED") == "1"  # see conftest.py
+ON_GPU = DEVICE.type != "cpu" or EMULATED
 MARGIN = 2 if ON_GPU else 1  # ex2.approx, lg2.approx and rcp.approx add errors of 2^-22 to those of rounding
 SHAPES = [(1, 1), (5, 37), (3, 784), (2, 1025), (37, 2), (1, 40_000)]
 FLOATING = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

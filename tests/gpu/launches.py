@@ -6,7 +6,7 @@ launches[0].stats.bytes
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,11 @@ def emulated(cc: int, **emulation: Any) -> Iterator[list[Launch]]:
 
     with _executor(execute):
         yield launches
+
+
+def executed(cc: int) -> AbstractContextManager[None]:
+    """As `emulated`, with nothing kept of the launches."""
+    return _executor(lambda launch: launch.execute(cc))
 
 
 @contextmanager
