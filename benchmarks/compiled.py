@@ -30,6 +30,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from vae_fast.kernels import elbo as kernels
 from vae_fast.kernels import latent, scale
 

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+
 from vae_fast.kernels.accumulator import Accumulator, halved, sum_of_one
 from vae_fast.kernels.fastmath import exp, expm1_minus, inverse_root
 

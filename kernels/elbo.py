@@ -6,6 +6,7 @@ from typing import Any
 import triton
 import triton.language as tl
 from torch import Tensor
+
 from vae_fast.kernels.divergences import GAUSSIAN_KL, LOG_RATIO, STANDARD_KL
 from vae_fast.kernels.launch import launch
 from vae_fast.kernels.likelihoods import LIKELIHOODS

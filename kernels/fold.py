@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 from torch import Tensor
+
 from vae_fast.kernels.launch import launch
 
 

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
 from vae_fast.kernels import elbo
 from vae_fast.kernels.divergences import gaussian_kl
 from vae_fast.kernels.fastmath import LOG2_E, ex2, expm1_minus, inverse_root, widen

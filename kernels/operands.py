@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from vae_fast.kernels.accumulator import Accumulator
 from vae_fast.kernels.fold import add_partials
 from vae_fast.kernels.tiling import Columns, Tiling

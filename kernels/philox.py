@@ -6,6 +6,7 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 
 import triton
 import triton.language as tl
+
 from vae_fast.kernels.fastmath import LN_2, PI, cos, lg2, one_to_two, sin, sqrt, wide_product
 
 

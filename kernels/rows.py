@@ -11,6 +11,7 @@ or neither (0).
 
 import triton
 import triton.language as tl
+
 from vae_fast.kernels.fastmath import widen
 
 
@@ -39,7 +40,6 @@ def observe(
     constants,
     where,  # row, whether it exists, whether it counts, the gradients' factor
     first,
-    end,
     width: tl.constexpr,
     STEP: tl.constexpr,
     NEUTRAL: tl.constexpr,
@@ -56,7 +56,7 @@ def observe(
     state, over_columns, over_rows, count = carried
     row, exists, live, factor = where
     column = first + tl.arange(0, COLS)[None, :]
-    inside = column < end if BOUNDED else None
+    inside = column < width if BOUNDED else None
     stored = exists & inside if BOUNDED else exists
     keep = live & inside if BOUNDED else live
     if mask_ptr is not None:
@@ -128,7 +128,6 @@ def section(
     where,
     begin,
     tiles,
-    end,
     width: tl.constexpr,
     over_rows,
     STEP: tl.constexpr,
@@ -158,7 +157,7 @@ def section(
             for tile in range(part, tl.minimum(part + INTERVAL, tiles), UNROLL):
                 for k in tl.static_range(UNROLL):
                     carried = observe(
-                        carried, operands, constants, where, begin + (tile + k) * COLS, end, width,
+                        carried, operands, constants, where, begin + (tile + k) * COLS, width,
                         STEP, NEUTRAL, KINDS, ONE, SELECT, BOUNDED, FOURS, COLS,
                     )  # fmt: skip
             total += FOLD(carried[0], ONE, GROUP)
@@ -167,7 +166,7 @@ def section(
         for tile in range(0, tiles, UNROLL):
             for k in tl.static_range(UNROLL):
                 carried = observe(
-                    carried, operands, constants, where, begin + (tile + k) * COLS, end, width,
+                    carried, operands, constants, where, begin + (tile + k) * COLS, width,
                     STEP, NEUTRAL, KINDS, ONE, SELECT, BOUNDED, FOURS, COLS,
                 )  # fmt: skip
         total = FOLD(carried[0], ONE, GROUP)
@@ -219,14 +218,14 @@ def sum_rows(
         begin = split * 0
     whole = begin + tiles * COLS
     total, over_columns, over_rows, count = section(
-        operands, constants, where, begin, tiles, width, width, over_rows,
+        operands, constants, where, begin, tiles, width, over_rows,
         STEP, FOLD, SHAPE, SELECT, BOUNDED and TAIL == 0, UNROLL, ROWS, COLS,
     )  # fmt: skip
     counted = tl.maximum(tl.minimum(whole, width) - begin, 0)
     if TAIL > 0:
         last = ((tiles > 0) & (whole == WHOLE * COLS)).to(tl.int32) if CUT else 1
         more, more_columns, over_rows, more_count = section(
-            operands, constants, where, whole, last, width, width, over_rows,
+            operands, constants, where, whole, last, width, over_rows,
             STEP, FOLD, SHAPE, SELECT, BOUNDED, 1, ROWS, TAIL,
         )  # fmt: skip
         counted += last * (width - WHOLE * COLS)

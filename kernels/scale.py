@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 from torch import Tensor
+
 from vae_fast.kernels.launch import launch
 from vae_fast.kernels.operands import check
 

@@ -4,6 +4,7 @@ d is x's distance from the side that l is on: 1 - x for l >= 0, x for l < 0. No 
 
 import triton
 import triton.language as tl
+
 from vae_fast.kernels.accumulator import Accumulator, as_it_is, neighbours, sum_of_one
 from vae_fast.kernels.fastmath import LOG2_E, ex2, log, log1p, rcp
 

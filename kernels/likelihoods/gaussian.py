@@ -4,6 +4,7 @@ d/dm = (m - x) e^-v and d/dv = 1/2 [1 - (x - m)^2 e^-v].
 
 import triton
 import triton.language as tl
+
 from vae_fast.kernels.accumulator import Accumulator, sum_of_one
 from vae_fast.kernels.fastmath import LOG_2_PI, inverse_root
 

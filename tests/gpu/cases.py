@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vae_fast.kernels import elbo, latent
 
 from vae_fast import reference
+from vae_fast.kernels import elbo, latent
 
 SEED = torch.tensor(2**40 + 7)
 Z = 64

@@ -17,6 +17,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.compiler import compile as triton_compile
 from triton.runtime import driver
 from triton.runtime.jit import create_function_from_signature
+
 from vae_fast.kernels import launch as launching
 
 TARGETS = {

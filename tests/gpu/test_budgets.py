@@ -8,6 +8,7 @@ import pytest
 import sass
 import torch
 from launches import recorded
+
 from vae_fast.kernels import elbo, latent
 
 pytestmark = pytest.mark.skipif(sass.cuobjdump() is None, reason="there is no cuobjdump")

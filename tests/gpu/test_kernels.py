@@ -6,6 +6,7 @@ import torch
 from launches import emulated, recorded
 from operands import LAYOUTS
 from ptx_emulator import MemoryFault, never_written
+
 from vae_fast.kernels import elbo, latent
 from vae_fast.kernels.fold import add_partials
 from vae_fast.kernels.scale import scale_rows_

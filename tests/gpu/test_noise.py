@@ -8,10 +8,10 @@ import torch
 import triton
 import triton.language as tl
 from launches import Launch, emulated
-from vae_fast.kernels import latent
-from vae_fast.kernels.philox import philox
 
 from vae_fast import reference
+from vae_fast.kernels import latent
+from vae_fast.kernels.philox import philox
 
 SEEDS = [0, -1, 2**40 + 7, -(2**62) + 3]
 
