@@ -165,11 +165,10 @@ def _again(operator: OnePassOperator, arguments: list[Any], asked: int, dvalue: 
 def _scaled(ctx: Any, dvalue: Tensor) -> Sequence[Tensor]:
     """The kept gradients times dvalue, [] or [B]: in place where nobody else can hold or ask for them."""
     gradients = ctx.gradients
-    scalar = dvalue.dim() == 0
     if _must_keep(dvalue):
         return [_times(g, dvalue) if g.numel() else g for g in gradients]
     ctx.gradients = ()
-    if scalar and dvalue.is_cpu and dvalue.item() == 1:
+    if dvalue.is_cpu and _is_one(dvalue):
         return gradients
     wanted = [g for g in gradients if g.numel()]
     if dvalue.is_cuda and triton_backend.INSTALLED:
@@ -179,6 +178,13 @@ def _scaled(ctx: Any, dvalue: Tensor) -> Sequence[Tensor]:
         for g in wanted:
             SCALE_ROWS(g, dvalue)
     return gradients
+
+
+def _is_one(dvalue: Tensor) -> bool:
+    """True for the incoming gradient of a loss, or of a sum over rows, which is one number seen from all of them."""
+    if dvalue.dim() and dvalue.numel() and dvalue.stride(0) == 0:
+        dvalue = dvalue[0]
+    return dvalue.dim() == 0 and dvalue.item() == 1
 
 
 def _must_keep(dvalue: Tensor) -> bool:
