@@ -8,6 +8,7 @@ import torch
 
 import vae_fast
 from vae_fast import ELBOLoss
+from vae_fast.ops import triton_backend
 
 WITHOUT = """
 import sys, warnings, torch
@@ -116,3 +117,11 @@ def test_heavy_packages_are_imported_when_first_needed():
     code = "import sys, torch, vae_fast; print([m for m in ('triton', 'lightning', 'matplotlib') if m in sys.modules])"
     before = run("import sys, torch; print([m for m in ('triton', 'lightning', 'matplotlib') if m in sys.modules])")
     assert run(code).stdout == before.stdout
+
+
+def test_triton_when_asked_for_leaves_float64_to_nobody(monkeypatch):
+    kernel = triton_backend._operator("bernoulli_nll", range(1), "elbo", "nll", "bernoulli")
+    logits = torch.zeros(2, 3, dtype=torch.float64)
+    monkeypatch.setattr("vae_fast.ops.backend._forced", "triton")
+    with pytest.raises(RuntimeError, match=r"'triton' can't run bernoulli_nll: .* float64"):
+        kernel(logits, logits, None, None, 0)

@@ -4,6 +4,7 @@ Schemas are written here rather than in C++, so that an installation without a c
 """
 
 import functools
+import importlib.util
 import json
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import Tensor
 
 LIBRARY = torch.library.Library("vae_fast", "DEF")
 _FOLDER = Path(__file__).resolve().parent.parent
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 REFERENCES: dict[str, Callable[..., Any]] = {}  # the plain PyTorch implementation of each operator
 _AUTOGRAD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
 
@@ -70,9 +72,9 @@ def unavailable(backend: str) -> str | None:
     if backend == "cpp":
         return _LOAD_FAILURE
     if backend == "triton":
-        from vae_fast.ops.triton_backend import obstacle  # which needs the operators, defined with this module's help
-
-        return obstacle()
+        if not TRITON_INSTALLED:
+            return "triton is not installed"
+        return None if torch.cuda.is_available() else "torch sees no GPU"
     return f"this version of vae_fast has no {backend} kernels"
 
 

@@ -7,7 +7,6 @@ importing triton takes longer than importing vae_fast.
 
 import functools
 import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,16 +14,8 @@ import torch
 from torch import Tensor
 
 from vae_fast.likelihoods import LIKELIHOODS
-from vae_fast.ops.library import REFERENCES, announce
-
-INSTALLED = importlib.util.find_spec("triton") is not None
-
-
-def obstacle() -> str | None:
-    """Why the kernels can't run here, None if they can."""
-    if not INSTALLED:
-        return "triton is not installed"
-    return None if torch.cuda.is_available() else "torch sees no GPU"
+from vae_fast.ops.backend import forced
+from vae_fast.ops.library import REFERENCES, TRITON_INSTALLED, announce
 
 
 def scale(gradients: Sequence[Tensor], factor: Tensor) -> None:
@@ -54,10 +45,8 @@ def _operator(operator: str, parameters: Sequence[int], module: str, name: str, 
 
 
 def _reference(operator: str, args: tuple[Any, ...]) -> Any:
-    from vae_fast.ops import backend  # which asks this module, while it is imported, whether the kernels can run
-
     reason = "the Triton kernels don't compute in float64"
-    if backend.forced() == "triton":
+    if forced() == "triton":
         raise RuntimeError(f"the backend 'triton' can't run {operator}: {reason}")
     announce(next(a.device for a in args if isinstance(a, Tensor)).type, reason)
     return REFERENCES[operator](*args)
@@ -84,4 +73,4 @@ def register(device: str = "CUDA") -> torch.library.Library:
     return library
 
 
-REGISTERED = register() if INSTALLED else None
+REGISTERED = register() if TRITON_INSTALLED else None
