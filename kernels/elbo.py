@@ -25,6 +25,7 @@ def objective_of_rows(
     weight_stride,
     nll_ptr,
     kl_ptr,
+    loss_ptr,
     beta,
     scale,
     rows,
@@ -43,9 +44,11 @@ def objective_of_rows(
     LATENT_FINISH: tl.constexpr,
     LATENT_SHAPE: tl.constexpr,
     CUT: tl.constexpr,
+    REDUCE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """A split of ROWS rows: stores nll and kl, returns scale (nll + beta kl) [ROWS] and the grown sums over rows."""
+    """A split of ROWS rows: stores nll, kl and, unless it is summed, the loss; returns scale (nll + beta kl)
+    [ROWS] and the grown sums over rows."""
     row = tile * ROWS + tl.arange(0, ROWS)
     exists = row < rows
     row = tl.minimum(row, rows - 1)  # a row beyond the last is the last again, computed and dropped
@@ -78,7 +81,10 @@ def objective_of_rows(
             kl = tl.where(weight == 0, 0.0, weight * kl)
         tl.store(kl_ptr + at, kl, mask=exists)
         loss += tl.where(beta == 0, 0.0, beta * kl)
-    return tl.where(exists, scale * loss, 0.0), over_rows, latent_over_rows
+    loss *= scale
+    if loss_ptr is not None and not REDUCE:
+        tl.store(loss_ptr + at, loss, mask=exists)
+    return tl.where(exists, loss, 0.0), over_rows, latent_over_rows
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "per_split", "latent_per_split"])
@@ -126,26 +132,20 @@ def objective(
         losses = tl.zeros([ROWS], tl.float32)
         for tile in range(group * tiles, (group + 1) * tiles):
             loss, over_rows, latent_over_rows = objective_of_rows(
-                tile, split, operands, latent, weight_ptr, weight_stride, nll_ptr, kl_ptr, beta, scale, rows, width,
-                per_split, latent_width, latent_per_split, over_rows, latent_over_rows,
-                STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, CUT, ROWS,
+                tile, split, operands, latent, weight_ptr, weight_stride, nll_ptr, kl_ptr, loss_ptr, beta, scale, rows,
+                width, per_split, latent_width, latent_per_split, over_rows, latent_over_rows,
+                STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, CUT, REDUCE, ROWS,
             )  # fmt: skip
             losses += loss
-            if loss_ptr is not None and not REDUCE:
-                row = tile * ROWS + tl.arange(0, ROWS)
-                tl.store(loss_ptr + split.to(tl.int64) * rows + row, loss, mask=row < rows)
         store_column_sums(operands[2], over_rows, group, split, width, SHAPE)
         if LATENT_STEP is not None:
             store_column_sums(latent[2], latent_over_rows, group, split, latent_width, LATENT_SHAPE)
     else:
         losses, over_rows, latent_over_rows = objective_of_rows(
-            group, split, operands, latent, weight_ptr, weight_stride, nll_ptr, kl_ptr, beta, scale, rows, width,
-            per_split, latent_width, latent_per_split, over_rows, latent_over_rows,
-            STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, CUT, ROWS,
+            group, split, operands, latent, weight_ptr, weight_stride, nll_ptr, kl_ptr, loss_ptr, beta, scale, rows,
+            width, per_split, latent_width, latent_per_split, over_rows, latent_over_rows,
+            STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, CUT, REDUCE, ROWS,
         )  # fmt: skip
-        if loss_ptr is not None and not REDUCE:
-            row = group * ROWS + tl.arange(0, ROWS)
-            tl.store(loss_ptr + split.to(tl.int64) * rows + row, losses, mask=row < rows)
     if loss_ptr is not None and REDUCE:
         tl.store(loss_ptr + split * tl.num_programs(0) + group, tl.sum(losses, 0))
 
