@@ -12,7 +12,7 @@ import torch
 # What torch says of matrix products on GPUs; and that the reference serves float64 there
 EXPECTED = (
     "TensorFloat32 tensor cores",
-    "vae_fast. the plain PyTorch reference runs on cuda. the Triton kernels don't compute in float64",
+    "vae_fast. the plain PyTorch reference runs on cuda. the kernels for GPUs don't compute in float64",
 )
 
 

@@ -18,21 +18,37 @@ VAE_FAST_FN void philox_round(W (&c)[4], uint32_t key0, uint32_t key1) {
   c[3] = static_cast<uint32_t>(product0);
 }
 
+// The rounds' keys, which depend on the seed alone
+struct PhiloxKeys {
+  uint32_t low[10], high[10];
+
+  VAE_FAST_FN explicit PhiloxKeys(uint64_t seed) {
+    for (uint32_t round = 0; round < 10; ++round) {
+      low[round] = static_cast<uint32_t>(seed) + round * 0x9E3779B9u;
+      high[round] = static_cast<uint32_t>(seed >> 32) + round * 0xBB67AE85u;
+#if defined(__CUDA_ARCH__)  // in registers: ptxas would rather add again for each counter
+      asm("" : "+r"(low[round]), "+r"(high[round]));
+#endif
+    }
+  }
+};
+
 // c: the counter on entry, four random words on return
 template <class W>
-VAE_FAST_FN void philox(W (&c)[4], uint64_t seed) {
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    philox_round(c, key0, key1);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
+VAE_FAST_FN void philox(W (&c)[4], const PhiloxKeys& keys) {
+  for (int round = 0; round < 10; ++round) philox_round(c, keys.low[round], keys.high[round]);
 }
 
 // Two independent N(0, 1) from two words: radius sqrt(-2 ln u) with u = (word0 | 1) / 2^32 rounded to float (32 bits
 // reach 6.66 sigma), angle pi s with s in [-1, 1) from the upper 23 bits of word1, exact in float.
 template <class T>
 VAE_FAST_FN void box_muller(uint32_t word0, uint32_t word1, T& normal0, T& normal1) {
+#if defined(__CUDA_ARCH__)
+  const float radius = gpu::sqrt(magnitude(gpu::lg2(static_cast<float>(word0 | 1u) * 0x1p-32f) * (-2.f * gpu::kLn2)));
+  const float angle = (bits<float>(__funnelshift_r(word1, 0x7fu, 9)) - 1.5f) * (2.f * gpu::kPi);
+  normal0 = radius * gpu::cos(angle);
+  normal1 = radius * gpu::sin(angle);
+#else
   const float u = static_cast<float>(word0 | 1u) * 0x1p-32f;
   const T s = T(2.f * bits<float>((word1 >> 9) | 0x3f800000u) - 3.f);
   const T radius = square_root(T(-2) * log(T(u)));
@@ -40,6 +56,7 @@ VAE_FAST_FN void box_muller(uint32_t word0, uint32_t word1, T& normal0, T& norma
   const T sine = sin_pi(a > T(0.5) ? T(1) - a : a);
   normal0 = radius * sin_pi(T(0.5) - a);
   normal1 = radius * (s < T(0) ? -sine : sine);
+#endif
 }
 
 }  // namespace vae_fast

@@ -135,7 +135,7 @@ def exp(v):
     exponent = v * LOG2_E
     lost = tl.fma(v, LOG2_E, -exponent) + v * LOG2_E_LOW
     power = ex2(exponent)
-    return tl.where(power < float("inf"), tl.fma(power, lost * LN_2, power), power)
+    return tl.where(tl.abs(exponent) < 128.0, tl.fma(power, lost * LN_2, power), power)
 
 
 @triton.jit

@@ -1,17 +1,18 @@
 """Fixtures for all tests."""
 
+import importlib
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-EMULATED = os.environ.get("VAE_FAST_TEST_EMULATED") == "1"
+EMULATED = os.environ.get("VAE_FAST_TEST_EMULATED")  # triton or cuda
 # With --device these run there, and the others not at all
 ON_ANY_DEVICE = {
     *(f"test_{name}.py" for name in ("bernoulli", "elbo", "errors", "gaussian", "gradients", "latent", "models")),
@@ -26,32 +27,37 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if EMULATED not in (None, "triton", "cuda"):
+        raise pytest.UsageError(f"VAE_FAST_TEST_EMULATED={EMULATED}: expected triton or cuda")
     if EMULATED:  # float64 goes to the reference there
         config.addinivalue_line("filterwarnings", "ignore:vae_fast. the plain PyTorch reference runs on cpu")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def kernels() -> Iterator[None]:
-    """With TRITON_INTERPRET=1 the Triton kernels serve the CPU, in Triton's interpreter; with VAE_FAST_TEST_EMULATED=1
-    as compiled for sm_90, in the emulator."""
-    if not INTERPRETED and not EMULATED:
+    """With TRITON_INTERPRET=1 the Triton kernels serve the CPU, in Triton's interpreter; with
+    VAE_FAST_TEST_EMULATED=triton as compiled for sm_90, in the emulator; with cuda, the CUDA kernels there."""
+    with (
+        _triton() if INTERPRETED or EMULATED == "triton" else nullcontext(),
+        _emulator() if EMULATED else nullcontext(),
+    ):
         yield
-        return
+
+
+@contextmanager
+def _triton() -> Iterator[None]:
     from vae_fast.ops.triton_backend import register
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the C++ kernels are overridden
         library = register("CPU")
-    with _emulator() if EMULATED else nullcontext():
-        yield
+    yield
     library._destroy()
 
 
 def _emulator() -> AbstractContextManager[None]:
     sys.path.insert(0, str(Path(__file__).with_name("gpu")))
-    import launches
-
-    return launches.executed(90)
+    return importlib.import_module("cuda_launches" if EMULATED == "cuda" else "launches").executed(90)
 
 
 @pytest.fixture(autouse=True)

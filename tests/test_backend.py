@@ -1,14 +1,16 @@
 """Choosing a backend, what is reported, and life without the compiled library."""
 
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import vae_fast
 from vae_fast import ELBOLoss
-from vae_fast.ops import triton_backend
+from vae_fast.ops import backend, library, triton_backend
 
 WITHOUT = """
 import sys, warnings, torch
@@ -17,6 +19,22 @@ from pathlib import Path
 real = Path.exists
 Path.exists = lambda self: False if self.name == "_C_cpu.so" else real(self)
 """
+
+
+WITH_A_GPU = """
+import torch
+from pathlib import Path
+exists, load = Path.exists, torch.ops.load_library
+Path.exists = lambda self: self.name == "_C_cuda.so" or exists(self)
+torch.ops.load_library = lambda path: None if path.name == "_C_cuda.so" else load(path)
+torch.version.cuda, torch.cuda.is_available = "99.0", lambda: True
+import vae_fast
+from vae_fast.ops import triton_backend
+print(vae_fast.report())
+print("overridden", triton_backend.ON_GPU.library is not None)
+"""
+
+needs_triton = pytest.mark.skipif(library.MISSING["triton"] is not None, reason="triton is not installed")
 
 
 def run(code, **environment):
@@ -119,9 +137,133 @@ def test_heavy_packages_are_imported_when_first_needed():
     assert run(code).stdout == before.stdout
 
 
-def test_triton_when_asked_for_leaves_float64_to_nobody(monkeypatch):
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_a_gpu_backend_that_was_asked_for_leaves_float64_to_nobody(monkeypatch, name):
+    monkeypatch.setattr(backend, "_forced", name)
+    on_gpu = [SimpleNamespace(device=torch.device("cuda"), dtype=t) for t in (torch.float32, torch.float64)]
+    assert not backend.use_reference(on_gpu[0])
+    with pytest.raises(RuntimeError, match=f"the backend '{name}' can't run: .* float64"):
+        backend.use_reference(*on_gpu)
+
+
+def test_what_a_gpu_leaves_to_the_reference_is_announced():
+    library.announce.cache_clear()
+    logits = torch.randn(2, 3, dtype=torch.float64)
     kernel = triton_backend._operator("bernoulli_nll", range(1), "elbo", "nll", "bernoulli")
-    logits = torch.zeros(2, 3, dtype=torch.float64)
-    monkeypatch.setattr("vae_fast.ops.backend._forced", "triton")
-    with pytest.raises(RuntimeError, match=r"'triton' can't run bernoulli_nll: .* float64"):
-        kernel(logits, logits, None, None, 0)
+    with pytest.warns(vae_fast.ReferenceWarning, match="runs on cpu: the kernels for GPUs don't compute in float64"):
+        nll, gradient = kernel(logits, logits.sigmoid(), None, None, 1)
+    with vae_fast.backend("reference"):
+        assert torch.equal(nll, vae_fast.bernoulli_nll(logits, logits.sigmoid()))
+    assert gradient.shape == logits.shape
+
+
+def test_every_operator_has_a_namesake_for_float64():
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vae_fast::")]
+    assert names
+    for name in names:
+        ours, theirs = (
+            getattr(ns, name.removeprefix("vae_fast::")).default
+            for ns in (torch.ops.vae_fast, torch.ops.vae_fast_reference)
+        )
+        assert str(ours._schema).replace("vae_fast::", "") == str(theirs._schema).replace("vae_fast_reference::", "")
+
+
+@pytest.fixture
+def two_for_a_device(monkeypatch):
+    """As on a GPU with compiled kernels: the C++ kernels are those, and functions that return sevens are Triton's."""
+    override = triton_backend.Override("CPU", compiled=True)
+    monkeypatch.setattr(backend, "SWITCHES", [override.switch])
+    monkeypatch.setattr(backend, "unavailable", lambda name: None)
+    monkeypatch.setattr(triton_backend, "_function", lambda *_: lambda mu, *_: torch.full_like(mu, 7))
+    for name in ("triton", "cuda"):
+        monkeypatch.setitem(backend.BACKENDS, name, "cpu")
+    yield override
+    override.switch(None)
+
+
+def on_triton(function=vae_fast.reparameterize):
+    return function(*torch.zeros(2, 3, 4), seed=1).eq(7).all().item()
+
+
+def test_the_compiled_kernels_run_unless_others_are_asked_for(two_for_a_device):
+    assert not on_triton()
+    with vae_fast.backend("triton"):
+        assert on_triton()
+        with vae_fast.backend("triton"):
+            assert on_triton()
+        for name in ("cuda", "reference"):
+            with vae_fast.backend(name):
+                assert not on_triton()
+        assert on_triton()
+    assert not on_triton()
+    with pytest.raises(ZeroDivisionError), vae_fast.backend("triton"):
+        raise ZeroDivisionError
+    assert not on_triton()
+
+
+def test_what_is_compiled_follows_the_choice(two_for_a_device):
+    torch.compiler.reset()
+    compiled = torch.compile(vae_fast.reparameterize, fullgraph=True, backend="aot_eager")
+    assert not on_triton(compiled)
+    with vae_fast.backend("triton"):
+        assert on_triton(compiled)
+    assert not on_triton(compiled)
+
+
+def test_with_nothing_compiled_triton_runs_whatever_is_asked_for():
+    override = triton_backend.Override("XPU", compiled=False)
+    for asked_for in (None, "triton", "reference", None):
+        override.switch(asked_for)
+        assert override.library is not None
+    override.library._destroy()
+
+
+@needs_triton
+@pytest.mark.parametrize(("name", "overridden"), [("", False), ("cuda", False), ("triton", True)])
+def test_environment_on_a_gpu(name, overridden):
+    done = run(WITH_A_GPU, VAE_FAST_BACKEND=name)
+    assert done.returncode == 0, done.stderr
+    assert f"overridden {overridden}" in done.stdout
+    assert (f"forced     {name}" if name else "cuda -> cuda") in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("missing", "sees_gpu", "reasons"),
+    [
+        ({}, True, {"cuda": None, "triton": None}),
+        ({}, False, {"cuda": "torch sees no GPU", "triton": "torch sees no GPU"}),
+        ({"cuda": "not built"}, True, {"cuda": "not built", "triton": None}),
+        ({"cuda": "not built", "triton": "not there"}, False, {"cuda": "not built", "triton": "not there"}),
+    ],
+)
+def test_why_a_gpu_backend_is_not_available(monkeypatch, missing, sees_gpu, reasons):
+    monkeypatch.setattr(library, "MISSING", {"cpp": None, **missing})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: sees_gpu)
+    library.unavailable.cache_clear()
+    try:
+        assert {name: library.unavailable(name) for name in reasons} == reasons
+        best = next((name for name in reasons if reasons[name] is None), "reference")
+        assert f"cuda -> {best}" in vae_fast.report()
+        for name in filter(reasons.get, reasons):
+            with pytest.raises(RuntimeError, match=f"backend: the backend '{name}' can't run: {reasons[name]}"):
+                vae_fast.backend(name).__enter__()
+    finally:
+        library.unavailable.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("files", "cuda", "reason"),
+    [
+        ({}, "13.0", "the CUDA library was not built$"),
+        ({"_build.json": '{"skipped": {"cuda": "no nvcc"}}'}, None, "the CUDA library was not built: no nvcc$"),
+        ({"_C_cuda.so": ""}, None, "torch .* is not built with CUDA$"),
+        ({"_C_cuda.so": "", "_build.json": '{"nvcc": "13.0.88"}'}, "12.8", "built with CUDA 13.0.88, torch .* 12.8$"),
+        ({"_C_cuda.so": "", "_build.json": '{"nvcc": "12.4.131"}'}, "13.0", "did not load: .*_C_cuda.so: .+"),
+    ],
+)
+def test_why_the_cuda_library_is_not_loaded(monkeypatch, tmp_path, files, cuda, reason):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert re.search(reason, library._load("cuda", "CUDA"))

@@ -18,10 +18,34 @@ FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "M
 FOLDERS = ("vae_fast", "kernels", "csrc", "tests")
 MADE_BY_BUILDS = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
 STEERED_BY = ("VAE_FAST_BUILD", "CXX", "CXXFLAGS", "LDFLAGS")
+STEERED_BY += ("VAE_FAST_CUDA_ARCHS", "NVCC", "NVCCFLAGS", "NVCC_APPEND_FLAGS", "NVCC_PREPEND_FLAGS", "CUDA_HOME")
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler on this machine"
 )
+
+
+# An nvcc of version 12.4 that leaves all to the C++ compiler and notes what it was called with
+NVCC = """#!/bin/sh
+here=$(dirname "$0")
+case "$*" in
+  *--version*) echo "Cuda compilation tools, release 12.4, V12.4.131" ;;
+  *--list-gpu-code*) printf 'sm_75\\nsm_80\\nsm_86\\nsm_90\\nsm_90a\\n' ;;
+  *--dryrun*) echo "#$ LIBRARIES=  \\"-L$here/lib/stubs\\" \\"-L$here/lib\\"" >&2 ;;
+  *) echo "$@" >> "$here/calls"
+     for word; do case $last:$word in -o:*) out=$word ;; *.cu) source=$word ;; esac; last=$word; done
+     exec c++ -fPIC -Icsrc -x c++ -c "$source" -o "$out" ;;
+esac
+"""
+CUDA_SOURCE = """
+extern "C" int aoti_torch_get_current_cuda_stream(int device, void** stream);
+int three() { void* stream; return one() + 2 * aoti_torch_get_current_cuda_stream(0, &stream); }
+"""
+KERNEL = """
+#include <cuda_runtime.h>
+__global__ void kernel() {}
+int launch(void* stream) { kernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(); return cudaGetLastError(); }
+"""
 
 
 def copy_tree(target: Path) -> Path:
@@ -61,6 +85,26 @@ def tree(tmp_path: Path) -> Path:
     (copy / "csrc/one.h").write_text("inline int one() { return 1; }\n")
     (copy / "csrc/cpu/two.cpp").write_text('#include "one.h"\nint two() { return 2 * one(); }\n')
     return copy
+
+
+@pytest.fixture
+def cuda_tree(tree: Path) -> Path:
+    """The same with one small CUDA file and its header."""
+    (tree / "csrc/cuda").mkdir()
+    (tree / "csrc/cuda/own.cuh").write_text('#include "one.h"\n')
+    (tree / "csrc/cuda/three.cu").write_text('#include "own.cuh"\n' + CUDA_SOURCE)
+    return tree
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path) -> Path:
+    """A CUDA toolkit with the nvcc above and a runtime that is empty."""
+    folder = tmp_path / "toolkit/bin"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "lib/libcudart_static.a").write_text("!<arch>\n")
+    (folder / "nvcc").write_text(NVCC)
+    (folder / "nvcc").chmod(0o755)
+    return folder.parent
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +165,117 @@ def test_asked_for_cuda_a_tree_without_cuda_kernels_fails(tree):
     done = build(tree, VAE_FAST_BUILD="cuda")
     assert done.returncode != 0
     assert "VAE_FAST_BUILD=cuda: this source tree has no CUDA kernels (csrc/cuda/*.cu)" in done.stderr
+
+
+@needs_compiler
+def test_without_nvcc_the_rest_is_built_and_the_reason_said_and_recorded(cuda_tree):
+    done = build(cuda_tree, NVCC="/nonexistent/nvcc")
+    record = record_of(wheel_of(cuda_tree, done))
+    reason = "no nvcc: `/nonexistent/nvcc` can't be run (install the CUDA toolkit or set NVCC)"
+    assert f"vae_fast: WITHOUT the cuda kernels: {reason}" in done.stderr
+    assert record["built"] == ["cpu"] and record["skipped"] == {"cuda": reason}
+    assert "nvcc" not in record and "architectures" not in record
+
+
+@needs_compiler
+@pytest.mark.parametrize("nvcc", ["/nonexistent/nvcc", "false", "true"])
+def test_asked_for_cuda_a_build_without_nvcc_fails(cuda_tree, nvcc):
+    done = build(cuda_tree, VAE_FAST_BUILD="cuda", NVCC=nvcc)
+    assert done.returncode != 0
+    assert f"VAE_FAST_BUILD=cuda: no nvcc: `{nvcc}` can't be run" in done.stderr
+    assert not (cuda_tree / "build/objects").exists()
+
+
+@needs_compiler
+@pytest.mark.parametrize("found_by", ["NVCC", "CUDA_HOME", "PATH"])
+def test_nvcc_is_found_and_what_it_built_recorded(cuda_tree, toolkit, found_by):
+    path = os.environ["PATH"]
+    where = {"NVCC": f"{toolkit}/bin/nvcc", "CUDA_HOME": str(toolkit), "PATH": f"{toolkit}/bin:{path}"}[found_by]
+    wheel = wheel_of(cuda_tree, build(cuda_tree, VAE_FAST_BUILD="cuda", **{found_by: where}))
+    assert re.fullmatch(r"vae_fast-0\.1\.0-py3-none-(linux|macosx)_\w+\.whl", wheel.name)
+    assert {"vae_fast/_C_cpu.so", "vae_fast/_C_cuda.so"} <= set(zipfile.ZipFile(wheel).namelist())
+    record = record_of(wheel)
+    assert record["built"] == ["cpu", "cuda"] and record["skipped"] == {}
+    assert record["nvcc"] == "12.4.131"
+    assert record["architectures"] == ["80", "86", "90"]
+    assert record["architectures_left_out"] == ["89", "100", "120"]
+    (call,) = (toolkit / "bin/calls").read_text().splitlines()
+    assert "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_90,compute_80]" in call
+    assert "fast_math" not in call and "fast-math" not in call
+
+
+@needs_compiler
+def test_the_environment_chooses_architectures_compiler_and_flags(cuda_tree, toolkit):
+    compiler = next(filter(shutil.which, ("c++", "g++", "clang++")))
+    chosen = {"VAE_FAST_CUDA_ARCHS": "90; 80", "NVCC": f"{toolkit}/bin/nvcc -Xptxas=-v", "NVCCFLAGS": "-lineinfo"}
+    record = record_of(wheel_of(cuda_tree, build(cuda_tree, CXX=f"{compiler} -O1", **chosen)))
+    assert record["architectures"] == ["90", "80"]
+    (call,) = (toolkit / "bin/calls").read_text().splitlines()
+    assert call.startswith("-Xptxas=-v ")
+    for flag in ("code=[sm_90,sm_80,compute_80]", f"-ccbin={compiler} ", "-Xcompiler=-O1 ", "-lineinfo "):
+        assert flag in call
+
+
+@needs_compiler
+@pytest.mark.parametrize("chosen", ["100", "75", "90a", "sm_90"])
+def test_an_architecture_that_nvcc_cannot_compile_for_is_named(cuda_tree, toolkit, chosen):
+    environment = {"NVCC": f"{toolkit}/bin/nvcc", "VAE_FAST_CUDA_ARCHS": f"80,{chosen}"}
+    reason = f"nvcc 12.4.131 can't compile for {chosen}, only for 80, 86, 90"
+    assert record_of(wheel_of(cuda_tree, build(cuda_tree, **environment)))["skipped"] == {"cuda": reason}
+    done = build(cuda_tree, VAE_FAST_BUILD="cuda", **environment)
+    assert done.returncode != 0 and f"VAE_FAST_BUILD=cuda: {reason}" in done.stderr
+
+
+@needs_compiler
+def test_an_nvcc_that_fails_is_shown_and_recorded_and_fails_if_cuda_was_asked_for(cuda_tree, toolkit):
+    (cuda_tree / "csrc/cuda/three.cu").write_text("#error out of order\n")
+    nvcc = f"{toolkit}/bin/nvcc"
+    done = build(cuda_tree, NVCC=nvcc)
+    record = record_of(wheel_of(cuda_tree, done))
+    assert "csrc/cuda/three.cu:1:2: error: #error out of order" in done.stderr
+    assert record["built"] == ["cpu"]
+    assert re.match(r"`.*/nvcc` failed on csrc/cuda/three\.cu: .*out of order", record["skipped"]["cuda"])
+    assert build(cuda_tree, NVCC=nvcc, VAE_FAST_BUILD="cuda").returncode != 0
+
+
+@needs_compiler
+def test_what_torch_with_cuda_does_not_promise_is_a_link_error(cuda_tree, toolkit):
+    source = cuda_tree / "csrc/cuda/three.cu"
+    source.write_text(source.read_text().replace("aoti_torch_get_current_cuda_stream", "torch_of_tomorrow"))
+    done = build(cuda_tree, NVCC=f"{toolkit}/bin/nvcc")
+    assert "torch_of_tomorrow" in record_of(wheel_of(cuda_tree, done))["skipped"]["cuda"]
+
+
+@needs_compiler
+def test_cuda_objects_are_made_again_when_their_headers_have_changed(cuda_tree, toolkit):
+    def objects_made() -> dict[str, int]:
+        build(cuda_tree, VAE_FAST_BUILD="cuda", NVCC=f"{toolkit}/bin/nvcc")
+        return {path.name[:3]: path.stat().st_mtime_ns for path in (cuda_tree / "build/objects").glob("*.o")}
+
+    first = objects_made()
+    assert objects_made() == first
+    (cuda_tree / "csrc/cuda/own.cuh").write_text('#include "one.h"\n\n')
+    second = objects_made()
+    assert second["two"] == first["two"] and second["thr"] != first["thr"]
+    (cuda_tree / "csrc/one.h").write_text("inline int one() { return 1 + 0; }\n")
+    third = objects_made()
+    assert third["two"] != second["two"] and third["thr"] != second["thr"]
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on this machine")
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not on this machine")
+def test_the_cuda_library_names_torch_and_no_cuda_library_beside(cuda_tree, tmp_path):
+    with (cuda_tree / "csrc/cuda/three.cu").open("a") as source:
+        source.write(KERNEL)
+    wheel = wheel_of(cuda_tree, build(cuda_tree, VAE_FAST_BUILD="cuda", VAE_FAST_CUDA_ARCHS="80"))
+    library = zipfile.ZipFile(wheel).extract("vae_fast/_C_cuda.so", tmp_path)
+    shown = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    needed = {name.split(".so")[0] for name in re.findall(r"NEEDED.*\[(.+)\]", shown)}
+    assert "libtorch_cuda" in needed
+    assert not [name for name in needed if name.startswith(("libcuda", "libpython"))]
+    assert "RPATH" not in shown and "RUNPATH" not in shown
+    assert str(cuda_tree).encode() not in Path(library).read_bytes()
 
 
 @needs_compiler

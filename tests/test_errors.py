@@ -216,11 +216,6 @@ CASES = {
         ValueError,
         "backend: unknown backend 'gpu', expected one of reference, cpp, triton, cuda",
     ),
-    "backend that can't run": (
-        lambda: vae_fast.backend("cuda").__enter__(),
-        RuntimeError,
-        "backend: the backend 'cuda' can't run: this version of vae_fast has no cuda kernels",
-    ),
     "latent dimension": (
         lambda: VAE(torch.nn.Linear(D, 4), torch.nn.Linear(2, D)).sample(3),
         ValueError,

@@ -45,7 +45,7 @@ def reparameterize(
     _check_posterior("reparameterize", mu, logvar)
     seed = _seed("reparameterize", seed, generator, mu.device)
     rows = _rows(mu), _rows(logvar)
-    if use_reference(mu.device):
+    if use_reference(*rows):
         return reference.reparameterize(*rows, seed).reshape(mu.shape)
     return _like(_latent.sample(*rows, None, seed, divergence=False), mu)
 
@@ -65,7 +65,7 @@ def sample_kl(
     _check_posterior("sample_kl", mu, logvar)
     seed = _seed("sample_kl", seed, generator, mu.device)
     rows, prior = (_rows(mu), _rows(logvar)), _prior("sample_kl", prior, mu)
-    if use_reference(mu.device):
+    if use_reference(*rows, *(prior or ())):
         z, kl = reference.sample_kl(*rows, seed, prior)
     else:
         z, kl = _latent.sample(*rows, prior, seed, divergence=True)
@@ -86,7 +86,7 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> Tenso
     """
     _check_posterior("gaussian_kl", mu, logvar)
     rows, prior = (_rows(mu), _rows(logvar)), _prior("gaussian_kl", prior, mu)
-    if use_reference(mu.device):
+    if use_reference(*rows, *(prior or ())):
         return reference.gaussian_kl(*rows, prior)
     return _onepass.apply(_latent.GAUSSIAN_KL, *rows, *(prior or (None, None)), None)
 
@@ -187,7 +187,7 @@ def nll(
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
     tensors, target, weight, mask = _observations(names, parameters, x, weight, mask)
-    if use_reference(target.device):
+    if use_reference(*tensors):
         return reference.nll(entry.elementwise, tensors, target, weight=weight, mask=mask)
     return _onepass.apply(NLL[entry.name], *tensors, target, weight, mask)
 
@@ -208,7 +208,7 @@ def elbo(
     same_batch(owner, name, target, mu)
     rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, objective.prior, mu)
     beta, scale, reduce = objective.beta, objective.scale, objective.reduce
-    if use_reference(target.device):
+    if use_reference(*tensors, *rows, *(prior or ())):
         return reference.elbo(
             entry.elementwise,
             tensors,
@@ -253,7 +253,7 @@ def weighted_monte_carlo_kl(
     checks.same_shape(owner, "z", z, "mu", mu)
     checks.same_device(owner, "mu", mu, "z", z)
     rows, prior = (_rows(z), _rows(mu), _rows(logvar)), _prior(owner, prior, mu)
-    if use_reference(mu.device):
+    if use_reference(*rows, *(prior or ())):
         z, mu, logvar, *given = reference.select_rows(weight, *rows, *(prior or ()))
         value = reference.monte_carlo_kl(z, mu, logvar, (given[0], given[1]) if given else None)
         return reference.weighted(value, weight)

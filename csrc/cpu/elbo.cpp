@@ -40,13 +40,6 @@ void nll(StableIValue* stack, uint64_t, uint64_t) {
   out.push(term.gradients);
 }
 
-double scalar(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1 && is_floating(t.scalar_type()), name,
-                  " must be one floating point number on the CPU");
-  double value;
-  return *load(Matrix{static_cast<char*>(t.data_ptr()), t.scalar_type(), 0, 1}, 0, 0, 1, &value);
-}
-
 // scale * sum or each of (nll + beta kl)
 Tensor combine(const Tensor& nll, const Tensor& kl, double beta, double scale, bool reduce) {
   const ScalarType type = nll.scalar_type() == ScalarType::Double ? ScalarType::Double : kl.scalar_type();
@@ -73,7 +66,8 @@ struct Objective {
   explicit Objective(Arguments& in) : weight(in.optional_tensor()), mask(in.optional_tensor()) {
     const auto factor = in.optional_tensor();
     beta = in.number(), scale = in.number(), reduce = in.flag(), asked = in.integer();
-    if (factor) beta *= scalar(*factor, "beta_factor");
+    double value;
+    if (factor) beta *= *load(scalar(*factor, "beta_factor"), 0, 0, 1, &value);
   }
 };
 

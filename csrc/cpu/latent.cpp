@@ -35,13 +35,14 @@ template <class T>
 VAE_FAST_CLONES const T* normals(uint64_t seed, int64_t first, int64_t n, T* noise) {
   constexpr int kCounters = kBlock / 4 + 2;
   uint32_t words[4][kCounters];
+  const PhiloxKeys keys(seed);
   const int64_t counter = first / 4;
   const int counters = static_cast<int>((first + n + 3) / 4 - counter);
 #pragma GCC ivdep
   for (int k = 0; k < counters; ++k) {
     const uint64_t index = static_cast<uint64_t>(counter + k);
     uint64_t c[4] = {index & 0xffffffffu, index >> 32, 0, 0};
-    philox(c, seed);
+    philox(c, keys);
     for (int word = 0; word < 4; ++word) words[word][k] = static_cast<uint32_t>(c[word]);
   }
 #pragma GCC ivdep
@@ -79,7 +80,7 @@ inline __attribute__((always_inline)) double sum(const T* terms, int64_t n) {
 
 template <class T, int K>
 VAE_FAST_CLONES void sample(const T* const (&in)[K], const T* noise, int64_t n, T* z) {
-  for (int64_t i = 0; i < n; ++i) z[i] = in[0][i] + exp(T(0.5) * in[1][i]) * noise[i];
+  for (int64_t i = 0; i < n; ++i) z[i] = in[0][i] + sigma_of(in[1][i]) * noise[i];
 }
 
 template <class Kl, class T, int K>
@@ -88,8 +89,8 @@ VAE_FAST_CLONES void divergence_terms(const T* const (&in)[K], int64_t n, T* ter
     T parameters[K], unused[K];
     for (int k = 0; k < K; ++k) parameters[k] = in[k][i];
     Kl element{};
-    element.step(0, parameters, T(0), unused);
-    terms[i] = element.finish(0);
+    element.step(0, parameters, T(0), T(1), unused);
+    terms[i] = element.finish(element.sum(0), T(1));
   }
 }
 
@@ -104,13 +105,12 @@ VAE_FAST_CLONES void sample_gradients(const T* const (&in)[K], const T* noise, c
                                       T* dmu, T* dlogvar) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    T parameters[K], gradients[K] = {};
+    T parameters[K], dm = 0, dv = 0;
     for (int k = 0; k < K; ++k) parameters[k] = in[k][i];
-    Kl element{};
-    if (DIVERGENCE) element.step(0, parameters, T(0), gradients);
-    const T scale = DIVERGENCE ? dkl[i] : T(0);
-    dmu[i] = dz[i] + scale * gradients[0];
-    dlogvar[i] = T(0.5) * dz[i] * exp(T(0.5) * parameters[1]) * noise[i] + scale * gradients[1];
+    const T half = half_sigma(parameters[1]);
+    if (DIVERGENCE) Kl::differentiate(parameters, half, dkl[i], dm, dv);
+    dmu[i] = dz[i] + dm;
+    dlogvar[i] = dz[i] * (half * noise[i]) + dv;
   }
 }
 
@@ -178,11 +178,7 @@ struct Posterior {
   }
 };
 
-uint64_t read_seed(const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1 && t.scalar_type() == ScalarType::Long,
-                  "seed must be one int64 number on the CPU");
-  return static_cast<uint64_t>(*static_cast<const int64_t*>(t.data_ptr()));
-}
+uint64_t read_seed(const Tensor& t) { return static_cast<uint64_t>(*seed_of(t)); }
 
 template <int K>
 Latent<K> latent(const Tensor (&parameters)[K]) {

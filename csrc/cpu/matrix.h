@@ -1,9 +1,8 @@
-// A [rows, columns] operand of any dtype and any strides, and its way to and from blocks of T in the first-level cache.
+// An operand's way to and from blocks of T in the first-level cache.
 #pragma once
 
-#include <torch/headeronly/core/ScalarType.h>
+#include "../matrix.h"
 
-#include <cstdint>
 #include <type_traits>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -13,21 +12,6 @@
 #endif
 
 namespace vae_fast {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-using torch::headeronly::ScalarType;
-
-struct Matrix {
-  char* data = nullptr;  // null: the operand is absent
-  ScalarType type = ScalarType::Float;
-  int64_t row_stride = 0, column_stride = 0;  // in elements; 0 repeats
-
-  template <class S>
-  S* at(int64_t row, int64_t column) const {
-    return reinterpret_cast<S*>(data) + row * row_stride + column * column_stride;
-  }
-};
 
 template <class T>
 constexpr ScalarType scalar_type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;

@@ -3,9 +3,45 @@
 
 #include <utility>
 
-#include "arguments.h"
+#include "../arguments.h"
+#include "rows.h"
 
 namespace vae_fast {
+
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
+  static const Place cpu{aoti_torch_device_type_cpu()};
+  return empty(sizes, type, cpu);
+}
+
+// [n], float32 or float64, of value(0), value(1), ...
+template <class F>
+Tensor vector(int64_t n, ScalarType type, const F& value) {
+  const Tensor out = empty({n}, type);
+  if (type == ScalarType::Double)
+    std::generate_n(static_cast<double*>(out.data_ptr()), n, [&, i = int64_t{0}]() mutable { return value(i++); });
+  else
+    std::generate_n(static_cast<float*>(out.data_ptr()), n,
+                    [&, i = int64_t{0}]() mutable { return static_cast<float>(value(i++)); });
+  return out;
+}
+
+// float64 where any parameter is, else float32
+template <int K>
+ScalarType accumulate_type(const Matrix (&parameters)[K]) {
+  for (const Matrix& m : parameters)
+    if (m.type == ScalarType::Double) return ScalarType::Double;
+  return ScalarType::Float;
+}
+
+// The gradient of a parameter of size [1 or B, 1 or D]: allocated if asked for, else an empty tensor
+inline Tensor gradient(const Tensor& like, bool asked, int64_t rows, int64_t columns, Gradient& g) {
+  if (!asked) return empty({0}, like.scalar_type());
+  Tensor t = empty({like.size(0), like.size(1)}, like.scalar_type());
+  g.over_rows = like.size(0) != rows;
+  g.over_columns = like.size(1) != columns;
+  g.to = output(t);
+  return t;
+}
 
 // The operands of one accumulator, and the tensors that its results go to
 template <int K>
@@ -24,9 +60,7 @@ struct Term {
   }
   void set_selection(const std::optional<Tensor>& weight, const std::optional<Tensor>& mask) {
     rows.weight = column_vector(weight, "weight", rows.rows);
-    if (!mask) return;
-    rows.mask = matrix(*mask, "mask", rows.rows, rows.columns);
-    STD_TORCH_CHECK(rows.mask.type == ScalarType::Bool, "mask must be bool");
+    rows.mask = mask_of(mask, rows.rows, rows.columns);
   }
   ScalarType type() const { return accumulate_type(rows.parameters); }
 
@@ -38,19 +72,6 @@ struct Term {
   Tensor values() const {
     return vector(rows.rows, type(), [&, chunks = rows.chunks()](int64_t b) { return row_value(rows, b, chunks); });
   }
-};
-
-class Results {
- public:
-  explicit Results(StableIValue* stack) : next_(stack) {}
-  void push(const Tensor& t) { *next_++ = torch::stable::detail::from(t); }
-  template <int K>
-  void push(const Tensor (&tensors)[K]) {
-    for (const Tensor& t : tensors) push(t);
-  }
-
- private:
-  StableIValue* next_;
 };
 
 }  // namespace vae_fast

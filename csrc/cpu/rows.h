@@ -1,10 +1,6 @@
 // The loop over rows: value[b] = sum over columns of an accumulator's terms, and the gradients, in one pass.
 //
-// It does not know which likelihood or divergence it runs: an accumulator `A<T, LANES>` has
-//   kParameters                                  how many parameters belong to one observation
-//   step(lane, parameters, x, gradients)         adds one observation to a lane's state
-//   finish(lane)                                 the lane's sum, in nats
-// and, if it is constructed from a T, takes the row's last parameter as shared by all columns.
+// It does not know which likelihood or divergence it runs: that is an accumulator's (../accumulator.h).
 //
 // Sums are the same for any number of threads: a row is cut into chunks by its length alone, a chunk's sum is taken by
 // one thread, and the chunks are added in order, in double.
@@ -16,6 +12,7 @@
 #include <functional>
 #include <vector>
 
+#include "../accumulator.h"
 #include "matrix.h"
 
 namespace vae_fast {
@@ -79,13 +76,13 @@ inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* 
   for (int lane = 0; lane < kLanes; ++lane) {
     T in[A::kParameters], out[A::kParameters];
     for (int k = 0; k < A::kParameters; ++k) in[k] = parameters[k][lane];
-    state.step(lane, in, x[lane], out);
+    state.step(lane, in, x[lane], scale, out);
     if (GRADIENTS)
-      for (int k = 0; k < A::kParameters; ++k) gradients[k][lane] = scale * out[k];
+      for (int k = 0; k < A::kParameters; ++k) gradients[k][lane] = out[k];
   }
 }
 
-// n <= kBlock observations: their sum, and gradients times scale. The last lanes run on a copy of the last observation.
+// n <= kBlock observations: their value, and gradients times scale. The last lanes run on a copy of the last observation.
 template <class A, bool GRADIENTS, class T>
 inline __attribute__((always_inline)) T accumulate(const T* const* parameters, const T* x, T* const* gradients, T scale,
                                                    int n) {
@@ -100,7 +97,7 @@ inline __attribute__((always_inline)) T accumulate(const T* const* parameters, c
     step_lanes<GRADIENTS>(state, in, x + i, out, scale);
   }
   if (whole > 0)
-    for (int lane = 0; lane < kLanes; ++lane) sums[lane] = state.finish(lane);
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] = state.sum(lane);
   if (const int rest = n - whole) {
     T copies[K + 1][kLanes], out[K][kLanes];
     const T* in[K];
@@ -113,12 +110,12 @@ inline __attribute__((always_inline)) T accumulate(const T* const* parameters, c
       copies[K][lane] = x[from];
     }
     step_lanes<GRADIENTS>(tail, in, copies[K], to, scale);
-    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.finish(lane) : T(0);
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
     if (GRADIENTS)
       for (int k = 0; k < K; ++k)
         for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
   }
-  return add_lanes(sums);
+  return state.finish(add_lanes(sums), static_cast<T>(n));
 }
 
 // Places of the observations that count, by the mask and the row's weight; their number is returned

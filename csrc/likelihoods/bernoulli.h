@@ -2,43 +2,46 @@
 // x's distance from the side that l is on: 1 - x for l >= 0, x for l < 0. No term is negative, so nothing cancels.
 #pragma once
 
-#include "../math.h"
+#include "../accumulator.h"
 
 namespace vae_fast {
 
 // From logits l. One exponential e = e^-|l| serves the value and the gradient sigmoid(l) - x. The logarithm is shared:
-// with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles a step, so 96 steps fit a float.
+// with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles with each observation.
 template <class T, int LANES>
 struct Bernoulli {
-  static constexpr int kParameters = 1;
+  static constexpr int kParameters = 1, kJoined = 120;
   T linear[LANES], q[LANES];
 
-  VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T (&gradients)[1]) {
-    const T l = parameters[0], a = magnitude(l);
+  VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
+    const T l = parameters[0];
     const T side = l < T(0) ? T(0) : T(1);  // the one choice: further ones on the sign keep compilers from vectorising
-    const T e = exp_nonpositive(-a);
-    linear[lane] += a * (side + x * (T(1) - T(2) * side));
+    const T e = exp_nonpositive(-magnitude(l));
+    linear[lane] += l * (side - x);  // |l| d: side - x has the sign of l
     q[lane] = q[lane] * e + (q[lane] + e);
-    gradients[0] = (e > side ? e : side) / (T(1) + e) - x;
+    gradients[0] = scale * (quotient(larger(e, side), T(1) + e) - x);
   }
-  VAE_FAST_FN T finish(int lane) const { return linear[lane] + log1p(q[lane]); }
+  VAE_FAST_FN void join(int lane, int other) {
+    linear[lane] += linear[other];
+    q[lane] = q[lane] * q[other] + (q[lane] + q[other]);
+  }
+  VAE_FAST_FN T sum(int lane) const { return linear[lane] + log1p(q[lane]); }
+  VAE_FAST_FN T finish(T total, T) const { return total; }
 };
 
 // From probabilities p: -x log p - (1 - x) log1p(-p), with gradient (p - x) / (p (1 - p)). p is clamped to
 // [2^-126, 1 - 2^-24] (float): p = 0 and p = 1 give a finite value and a gradient that still points the right way.
 template <class T, int LANES>
-struct BernoulliProbs {
+struct BernoulliProbs : Sum<T, LANES> {
   static constexpr int kParameters = 1;
-  T total[LANES];
+  static constexpr T kLow = std::numeric_limits<T>::min(), kHigh = T(1) - std::numeric_limits<T>::epsilon() / 2;
 
-  VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T (&gradients)[1]) {
-    constexpr T kLow = std::numeric_limits<T>::min(), kHigh = T(1) - std::numeric_limits<T>::epsilon() / 2;
+  VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
     const T low = parameters[0] < kLow ? kLow : parameters[0];
     const T p = low > kHigh ? kHigh : low;
-    total[lane] -= x * log(p) + (T(1) - x) * log1p(-p);
-    gradients[0] = (p - x) / (p * (T(1) - p));
+    this->total[lane] -= x * log(p) + (T(1) - x) * log1p(-p);
+    gradients[0] = scale * quotient(p - x, p * (T(1) - p));
   }
-  VAE_FAST_FN T finish(int lane) const { return total[lane]; }
 };
 
 }  // namespace vae_fast

@@ -2,38 +2,38 @@
 // d/dm = (m - x) e^-v and d/dv = 1/2 [1 - (x - m)^2 e^-v].
 #pragma once
 
-#include "../math.h"
+#include "../accumulator.h"
 
 namespace vae_fast {
 
 // e^-v is applied as two factors e^(-v/2): finite wherever the result is, 0 where x = m.
 template <class T, int LANES>
-struct Gaussian {
+struct Gaussian : Sum<T, LANES> {
   static constexpr int kParameters = 2;
-  T total[LANES];
 
-  VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T (&gradients)[2]) {
-    add(lane, parameters[0] - x, parameters[1], exp_finite(T(-0.5) * parameters[1]), gradients);
+  VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T scale, T (&gradients)[2]) {
+    const T v = parameters[1], factor = inverse_sigma(v), h = (parameters[0] - x) * factor;
+    this->total[lane] += h * h + v;
+    gradients[0] = h * scale * factor;
+    gradients[1] = T(0.5) * scale - T(0.5) * h * (h * scale);
   }
-  VAE_FAST_FN void add(int lane, T d, T v, T factor, T (&gradients)[2]) {
-    const T h = d * factor;
-    total[lane] += T(0.5) * (h * h + (v + T(kLogTwoPi)));
-    gradients[0] = h * factor;
-    gradients[1] = T(0.5) - T(0.5) * (h * h);
-  }
-  VAE_FAST_FN T finish(int lane) const { return total[lane]; }
+  VAE_FAST_FN T finish(T total, T count) const { return T(0.5) * (total + count * T(kLogTwoPi)); }
 };
 
-// The same for one v in the whole row: no exponential per observation.
+// The same for one v in the whole row: no exponential per observation, and v is added at the end.
 template <class T, int LANES>
-struct GaussianShared : Gaussian<T, LANES> {
+struct GaussianShared : Sum<T, LANES> {
+  static constexpr int kParameters = 2;
   T v, factor;
 
-  VAE_FAST_FN explicit GaussianShared(T logvar)
-      : Gaussian<T, LANES>{}, v(logvar), factor(exp_finite(T(-0.5) * logvar)) {}
-  VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T (&gradients)[2]) {
-    this->add(lane, parameters[0] - x, v, factor, gradients);
+  VAE_FAST_FN explicit GaussianShared(T logvar) : Sum<T, LANES>{}, v(logvar), factor(inverse_sigma(logvar)) {}
+  VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T scale, T (&gradients)[2]) {
+    const T h = (parameters[0] - x) * factor;
+    this->total[lane] += h * h;
+    gradients[0] = h * (factor * scale);
+    gradients[1] = T(0.5) * scale - (T(0.5) * scale) * (h * h);
   }
+  VAE_FAST_FN T finish(T total, T count) const { return T(0.5) * (total + count * (T(kLogTwoPi) + v)); }
 };
 
 }  // namespace vae_fast

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import struct
 import subprocess
 
 import numpy as np
@@ -106,6 +107,20 @@ extern "C" __global__ void jumps(int* y, int n) {
     default: v = 9;
   }
   y[i] = v;
+}
+
+struct Operands {
+  float* data[3];
+  long long stride[3];
+  int n;
+};
+
+extern "C" __global__ void __launch_bounds__(64)
+    scattered(const __grid_constant__ Operands p, const __grid_constant__ Operands q, int second, int error) {
+  const Operands& o = second ? q : p;
+  for (int i = threadIdx.x; i < o.n; i += blockDim.x) o.data[i % 3][i / 3 * o.stride[i % 3]] = i;
+  if (error == 1) *const_cast<volatile int*>(&o.n) = 0;
+  if (error == 2) o.data[2][o.stride[2] * o.n] = 0;
 }
 
 extern "C" __global__ void reversed(float* y, int mode) {
@@ -250,6 +265,40 @@ def test_planted_errors(ptx, cc, number):
     with pytest.raises(error, match=text) as caught:
         run(ptx(cc), "planted", (1,), 64, [y, number, 10], max_steps=20000)
     assert "kernel planted" in str(caught.value)
+
+
+def operands(arrays, n):
+    """A struct Operands, and its arrays by the addresses that stand in it."""
+    placed = {(1 << 60) + a.__array_interface__["data"][0]: a for a in arrays}
+    return struct.pack("<6qi4x", *placed, 1, 2, 3, n), placed
+
+
+@each_arch
+def test_pointers_in_a_struct(ptx, cc):
+    outputs = [np.zeros(35 * stride + 1, np.float32) for stride in (1, 2, 3)]
+    p, placed = operands(outputs, 100)
+    q, _ = operands(outputs, 101)
+    stats = run(ptx(cc), "scattered", 1, 64, [p, q, 1, 0], placed=placed)
+    for k, (y, stride) in enumerate(zip(outputs, (1, 2, 3), strict=True)):
+        count = len(range(k, 101, 3))
+        assert y[: count * stride : stride].tolist() == list(range(k, 101, 3))
+        assert np.count_nonzero(y) == count - (k == 0)
+    assert [traffic.stored for traffic in stats.traffic.values()] == [4 * 34, 4 * 34, 4 * 33]
+    with pytest.raises(MemoryFault, match="store to a parameter"):
+        run(ptx(cc), "scattered", 1, 64, [p, q, 0, 1], placed=placed)
+    with pytest.raises(MemoryFault, match="outside every global"):
+        run(ptx(cc), "scattered", 1, 64, [p, q, 0, 2], placed=placed)
+    with pytest.raises(EmulatorError, match="takes at most 64 threads"):
+        run(ptx(cc), "scattered", 1, 65, [p, q, 0, 0], placed=placed)
+
+
+def test_an_array_both_placed_and_given(ptx):
+    y, at = np.zeros(96, np.int32), 1 << 60
+    run(ptx(80), "jumps", 1, 32, [y[32:64], 0], placed={at: y})
+    run(ptx(80), "jumps", 1, 32, [(at + 4 * 64).to_bytes(8, "little"), 0], placed={at: y})
+    assert y.tolist() == [0] * 32 + [*range(0, 96, 3)] * 2
+    with pytest.raises(EmulatorError, match="two addresses for the same memory"):
+        run(ptx(80), "jumps", 1, 32, [y, 0], placed={at: y, at + 4: y[:7]})
 
 
 @pytest.mark.parametrize("mode", range(5))

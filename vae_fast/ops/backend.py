@@ -1,12 +1,13 @@
 """Which backend runs: by the tensors' device, or as the user asks."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-from vae_fast.ops.library import build_record, unavailable
+from vae_fast.ops.library import NO_FLOAT64, build_record, unavailable
 
 # Each with the device that it serves, None for any
 BACKENDS = {"reference": None, "cpp": "cpu", "triton": "cuda", "cuda": "cuda"}
@@ -26,6 +27,14 @@ def _from_environment() -> str | None:
 
 
 _forced: str | None = _from_environment()
+SWITCHES: list[Callable[[str | None], None]] = []  # called with what `forced()` has become
+
+
+def _force(name: str | None) -> None:
+    global _forced
+    _forced = name
+    for switch in SWITCHES:
+        switch(name)
 
 
 @contextmanager
@@ -37,12 +46,12 @@ def backend(name: str) -> Iterator[None]:
 
     Raises ValueError for an unknown name, RuntimeError with the reason where the backend can't run.
     """
-    global _forced
-    before, _forced = _forced, _checked(name, "backend")
+    before = _forced
+    _force(_checked(name, "backend"))
     try:
         yield
     finally:
-        _forced = before
+        _force(before)
 
 
 def forced() -> str | None:
@@ -50,13 +59,16 @@ def forced() -> str | None:
     return _forced
 
 
-def use_reference(device: torch.device) -> bool:
-    """Whether the reference was asked for. Raises RuntimeError if a backend was that can't serve the device."""
-    if _forced is None:
-        return False
-    if _forced != "reference" and BACKENDS[_forced] != device.type:
-        raise RuntimeError(f"the backend {_forced!r} serves {BACKENDS[_forced]} tensors, got tensors on {device}")
-    return _forced == "reference"
+def use_reference(*parameters: Tensor) -> bool:
+    """Whether the reference was asked for. Raises RuntimeError if a backend was that can't serve the parameters."""
+    if _forced is None or _forced == "reference":
+        return _forced is not None
+    serves, device = BACKENDS[_forced], parameters[0].device
+    if serves != device.type:
+        raise RuntimeError(f"the backend {_forced!r} serves {serves} tensors, got tensors on {device}")
+    if serves == "cuda" and any(t.dtype == torch.float64 for t in parameters):
+        raise RuntimeError(f"the backend {_forced!r} can't run: {NO_FLOAT64}")
+    return False
 
 
 def report() -> str:
@@ -69,7 +81,7 @@ def report() -> str:
             + ("available" if reason is None else f"unavailable: {reason}")
         )
     on_cpu = "reference" if unavailable("cpp") else "cpp"
-    on_gpu = "reference" if unavailable("triton") else "triton"
+    on_gpu = next((name for name in ("cuda", "triton") if not unavailable(name)), "reference")
     chosen = f"chosen by the tensors' device: cpu -> {on_cpu}, cuda -> {on_gpu}, others -> reference"
     lines.append(f"forced     {_forced}" if _forced else chosen)
     lines += [f"build      {key}: {value}" for key, value in build_record().items()]

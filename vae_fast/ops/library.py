@@ -1,6 +1,7 @@
-"""The namespace torch.ops.vae_fast: schemas, and the compiled library if there is one.
+"""The namespace torch.ops.vae_fast: schemas, and the compiled libraries that are there.
 
-Schemas are written here rather than in C++, so that an installation without a compiler has the same operators.
+Schemas are written here rather than in C++, so that an installation without a compiler has the same operators. Each
+operator has a namesake in torch.ops.vae_fast_reference, which kernels for a GPU call where they are given float64.
 """
 
 import functools
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 
 LIBRARY = torch.library.Library("vae_fast", "DEF")
+_FALLBACK = torch.library.Library("vae_fast_reference", "DEF")
 _FOLDER = Path(__file__).resolve().parent.parent
-TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
-REFERENCES: dict[str, Callable[..., Any]] = {}  # the plain PyTorch implementation of each operator
+NO_FLOAT64 = "the kernels for GPUs don't compute in float64"
 _AUTOGRAD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
 
 
@@ -30,8 +31,9 @@ def define(schema: str, fake: Callable[..., Any], reference: Callable[..., Any])
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"vae_fast::{name}", fake, lib=LIBRARY)
-    REFERENCES[name] = reference
     LIBRARY.impl(name, _announced(reference), "CompositeExplicitAutograd")
+    _FALLBACK.define(schema)
+    _FALLBACK.impl(name, _announced(reference, NO_FLOAT64), "CompositeExplicitAutograd")
     return getattr(torch.ops.vae_fast, name).default
 
 
@@ -47,10 +49,10 @@ def recording(function: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _announced(reference: Callable[..., Any]) -> Callable[..., Any]:
+def _announced(reference: Callable[..., Any], reason: str | None = None) -> Callable[..., Any]:
     @functools.wraps(reference)
     def kernel(*args: Any) -> Any:
-        announce(next(a.device for a in args if isinstance(a, Tensor)).type)
+        announce(next(a.device for a in args if isinstance(a, Tensor)).type, reason)
         return reference(*args)
 
     return kernel
@@ -67,15 +69,8 @@ def announce(device: str, reason: str | None = None) -> None:
 @functools.cache
 def unavailable(backend: str) -> str | None:
     """Why a backend can't run, or None if it can."""
-    if backend == "reference":
-        return None
-    if backend == "cpp":
-        return _LOAD_FAILURE
-    if backend == "triton":
-        if not TRITON_INSTALLED:
-            return "triton is not installed"
-        return None if torch.cuda.is_available() else "torch sees no GPU"
-    return f"this version of vae_fast has no {backend} kernels"
+    on_gpu = backend in ("cuda", "triton")
+    return MISSING.get(backend) or ("torch sees no GPU" if on_gpu and not torch.cuda.is_available() else None)
 
 
 def build_record() -> dict[str, Any]:
@@ -84,16 +79,33 @@ def build_record() -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _load() -> str | None:
-    path = _FOLDER / "_C_cpu.so"
+def _load(kind: str, language: str) -> str | None:
+    """Loads a compiled library: why it can't, or None."""
+    path, record = _FOLDER / f"_C_{kind}.so", build_record()
     if not path.exists():
-        reason = build_record().get("skipped", {}).get("cpu")
-        return "the C++ library was not built" + (f": {reason}" if reason else "")
+        reason = record.get("skipped", {}).get(kind)
+        return f"the {language} library was not built" + (f": {reason}" if reason else "")
+    if kind == "cuda" and (reason := _other_cuda(record.get("nvcc", ""))):
+        return reason
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        return f"the C++ library did not load: {error}"
+        return f"the {language} library did not load: {error.__cause__ or error}"
     return None
 
 
-_LOAD_FAILURE = _load()
+def _other_cuda(built: str) -> str | None:
+    """Why torch's CUDA doesn't fit kernels built with that version: drivers that serve it may not serve a newer one."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is not built with CUDA"
+    if built and int(built.split(".")[0]) > int(torch.version.cuda.split(".")[0]):
+        return f"it was built with CUDA {built}, torch with CUDA {torch.version.cuda}"
+    return None
+
+
+# Why a backend isn't there at all, None if it is
+MISSING = {
+    "cpp": _load("cpu", "C++"),
+    "cuda": _load("cuda", "CUDA"),
+    "triton": None if importlib.util.find_spec("triton") else "triton is not installed",
+}

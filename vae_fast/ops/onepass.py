@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from vae_fast.ops import triton_backend
-from vae_fast.ops.library import TRITON_INSTALLED, define
+from vae_fast.ops.library import define
 
 _ONCE = "vae_fast's operators differentiate once; for create_graph use vae_fast.backend('reference')"
 
@@ -171,7 +171,7 @@ def _scaled(ctx: Any, dvalue: Tensor) -> Sequence[Tensor]:
     if dvalue.is_cpu and _is_one(dvalue):
         return gradients
     wanted = [g for g in gradients if g.numel()]
-    if dvalue.is_cuda and TRITON_INSTALLED:
+    if dvalue.is_cuda and triton_backend.ON_GPU.library is not None:
         triton_backend.scale(wanted, dvalue)
         return gradients
     with torch._C._AutoDispatchBelowAutograd():

@@ -7,6 +7,7 @@ importing triton takes longer than importing vae_fast.
 
 import functools
 import importlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,15 +15,15 @@ import torch
 from torch import Tensor
 
 from vae_fast.likelihoods import LIKELIHOODS
-from vae_fast.ops.backend import forced
-from vae_fast.ops.library import REFERENCES, TRITON_INSTALLED, announce
+from vae_fast.ops.backend import SWITCHES, forced
+from vae_fast.ops.library import MISSING
 
 
 def scale(gradients: Sequence[Tensor], factor: Tensor) -> None:
     """Gradients times factor, [] or [B], in place and in one launch."""
     if any(t.dtype == torch.float64 for t in (*gradients, factor)):
         for gradient in gradients:
-            REFERENCES["scale_rows_"](gradient, factor)
+            torch.ops.vae_fast_reference.scale_rows_(gradient, factor)
     else:
         _function("scale", "scale_rows_")(gradients, factor)
 
@@ -38,18 +39,10 @@ def _operator(operator: str, parameters: Sequence[int], module: str, name: str, 
     def kernel(*args: Any) -> Any:
         for i in parameters:
             if args[i] is not None and args[i].dtype == torch.float64:
-                return _reference(operator, args)
+                return getattr(torch.ops.vae_fast_reference, operator)(*args)
         return _function(module, name)(*first, *args)
 
     return kernel
-
-
-def _reference(operator: str, args: tuple[Any, ...]) -> Any:
-    reason = "the Triton kernels don't compute in float64"
-    if forced() == "triton":
-        raise RuntimeError(f"the backend 'triton' can't run {operator}: {reason}")
-    announce(next(a.device for a in args if isinstance(a, Tensor)).type, reason)
-    return REFERENCES[operator](*args)
 
 
 def register(device: str = "CUDA") -> torch.library.Library:
@@ -68,9 +61,33 @@ def register(device: str = "CUDA") -> torch.library.Library:
         latents = range(count + 1, count + 5)  # x stands between
         kernels[f"{name}_nll"] = _operator(f"{name}_nll", range(count), "elbo", "nll", name)
         kernels[f"elbo_{name}"] = _operator(f"elbo_{name}", (*range(count), *latents), "elbo", "elbo", name)
-    for name, kernel in kernels.items():
-        library.impl(name, kernel, device, allow_override=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that compiled kernels are overridden
+        for name, kernel in kernels.items():
+            library.impl(name, kernel, device, allow_override=True)
     return library
 
 
-REGISTERED = register() if TRITON_INSTALLED else None
+class Override:
+    """Keeps the kernels behind the operators where they are to run: asked for, or with nothing compiled for the device.
+
+    library: what they are registered by, None while they are not.
+    """
+
+    def __init__(self, device: str, *, compiled: bool) -> None:
+        self.device, self.compiled = device, compiled
+        self.library: torch.library.Library | None = None
+
+    def switch(self, asked_for: str | None) -> None:
+        wanted = asked_for == "triton" or not self.compiled
+        if wanted and self.library is None:
+            self.library = register(self.device)
+        elif self.library is not None and not wanted:
+            self.library._destroy()
+            self.library = None
+
+
+ON_GPU = Override("CUDA", compiled=MISSING["cuda"] is None)
+if MISSING["triton"] is None:
+    ON_GPU.switch(forced())
+    SWITCHES.append(ON_GPU.switch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,23 +55,28 @@ def run(
     max_steps: int = 20_000_000,
     approx_noise: int | None = None,
     racecheck: bool = False,
+    placed: Mapping[int, Any] | None = None,
 ) -> Stats:
-    """Runs one launch; the arrays and CPU tensors in `args` change in place.
+    """Runs one launch; the arrays and CPU tensors in `args` and `placed` change in place.
 
+    args: one for each parameter: an array, a number, or the parameter's bytes, such as those of a struct.
     batch_threads: about how many threads run in lock-step.
     max_steps: instructions that a batch may run before it counts as an endless loop.
     approx_noise: a seed that makes each .approx instruction wrong by its bound, with signs that depend on the operands.
     racecheck: finds barriers that are missing between a CTA's warps, which lock-step hides otherwise.
+    placed: more arrays, by the addresses at which the kernel finds them: for pointers inside structs.
     """
     module = parse(ptx)
-    required = module.entry(kernel).required_block
+    required, largest = module.entry(kernel).required_block, module.entry(kernel).largest_block
     launch = Launch(_three(grid), _three(block), dynamic_shared, max_steps, approx_noise, racecheck)
     if required and np.prod(required) != launch.block_threads:
         raise EmulatorError(f"{kernel} requires {required} threads, launched with {launch.block}")
+    if largest and np.prod(largest) < launch.block_threads:
+        raise EmulatorError(f"{kernel} takes at most {np.prod(largest)} threads, launched with {launch.block}")
     program = flat_program(module, kernel)
     if len(args) != len(program.params):
         raise EmulatorError(f"{kernel} has {len(program.params)} parameters, got {len(args)} arguments")
-    memory = GlobalMemory(module, {position: a for position, a in enumerate(args) if is_array(a)})
+    memory = GlobalMemory(module, {position: a for position, a in enumerate(args) if is_array(a)}, placed)
     params = {v.name: encode_param(v, a, memory) for v, a in zip(program.params, args, strict=True)}
     stats = Stats(kernel)
     if launch.blocks:

@@ -11,12 +11,12 @@ import numpy as np
 
 from .errors import MemoryFault
 from .instructions import BUILDERS, Modifiers
-from .memory import LOCAL_START, SHARED_START, GlobalMemory, Space
+from .memory import LOCAL_START, PARAM_START, SHARED_START, GlobalMemory, Space
 from .operands import Address, Immediate, Operand, Register, Sink, names_in
 from .options import WARP, Launch
 from .parsing import Module
 from .program import Instruction, Program
-from .ptx_types import I64, SIGNED, TYPES, U32, U64, UNSIGNED, PtxType, immediate_bits
+from .ptx_types import I64, SIGNED, TYPES, U8, U32, U64, UNSIGNED, PtxType, immediate_bits
 from .races import RaceCheck
 from .registers import special_registers, view, width_of
 from .stats import Stats
@@ -68,7 +68,7 @@ class Machine:
         self.registers: dict[str, np.ndarray] = {}
         self.carry = np.zeros(self.threads, np.bool_)
         self.symbols = dict(memory.symbols)
-        self.shared, self.local = self._shared_memory(), self._local_memory()
+        self.shared, self.local, self.params = self._shared_memory(), self._local_memory(), self._param_memory()
         self.special = special_registers(launch, self.threads, self.shared.size - SHARED_START)
         self.lane = self.special["%laneid"]
         self.padding = self.thread % self.per_cta >= launch.block_threads
@@ -119,6 +119,17 @@ class Machine:
             self.symbols[name] = place
             place += v.size
         return Space("local", place, LOCAL_START, self.thread, self.threads if self.program.locals else 1)
+
+    def _param_memory(self) -> Space:
+        """The kernel's parameters once more, for those whose address is taken."""
+        ends = PARAM_START + np.cumsum([-(-len(raw) // 128) * 128 for raw in self.param_bytes.values()])
+        space = Space("param", int(ends[-1]) if len(ends) else PARAM_START, PARAM_START, np.zeros(self.threads), 1)
+        place = PARAM_START
+        for (name, raw), end in zip(self.param_bytes.items(), ends, strict=True):
+            self.symbols[name] = place
+            space.data[place : place + len(raw)] = np.frombuffer(raw, U8)
+            place = int(end)
+        return space
 
     def register(self, name: str) -> np.ndarray | None:
         """The array of a declared register, made when first asked for."""

@@ -6,10 +6,11 @@ import ctypes
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .errors import EmulatorError
 from .parsing import Module, Variable
 from .ptx_types import I64, TYPES, U8, U16, U32, U64, immediate_bits
 from .stats import Traffic
@@ -17,9 +18,11 @@ from .stats import Traffic
 if TYPE_CHECKING:
     from .machine import Site
 
-GLOBAL_BASE, SHARED_WINDOW, LOCAL_WINDOW = 0x7F0000000000, 0x010000000000, 0x020000000000
-SHARED_START, LOCAL_START = 1024, 256  # the first valid offsets: address 0 always faults
+GLOBAL_BASE = 0x7F0000000000
+SHARED_WINDOW, LOCAL_WINDOW, PARAM_WINDOW = 0x010000000000, 0x020000000000, 0x030000000000
+SHARED_START, LOCAL_START, PARAM_START = 1024, 256, 256  # the first valid offsets: address 0 always faults
 GUARD = 1 << 22  # bytes between the arrays in the arena, which cost address space only
+EMPTY = 16  # where an empty array lies: an address too, and an invalid one
 
 
 class Space:
@@ -69,23 +72,25 @@ class Space:
 
 
 class GlobalSpace(Space):
-    """One memory for all threads, valid only inside its regions."""
+    """One memory for all threads, valid only inside its regions: (first address, one past the last, offset)."""
 
-    def __init__(self, size: int, regions: list[tuple[int, int]]):
+    def __init__(self, size: int, regions: list[tuple[int, int, int]]):
         super().__init__("global", size, 0, np.zeros(1), 1)
-        self.starts, self.ends = (np.array([r[k] for r in regions], I64) for k in (0, 1))
+        self.starts, self.ends, places = (np.array(ints, I64) for ints in zip(*sorted(regions), strict=True))
+        self.shifts = self.starts - places
 
     def locate(self, addr, idx, size, site, what):
-        offsets = (addr - U64(GLOBAL_BASE)).view(I64)
-        _check_alignment(self.name, offsets, addr, idx, size, site, what)
-        low, high = int(offsets.min()), int(offsets.max())
+        addresses = addr.view(I64)
+        _check_alignment(self.name, addr, addr, idx, size, site, what)
+        low, high = int(addresses.min()), int(addresses.max())
         region = int(np.searchsorted(self.starts, low, "right")) - 1
-        if region < 0 or high + size > self.ends[region]:
-            regions = np.searchsorted(self.starts, offsets, "right") - 1
-            bad = (regions < 0) | (offsets > self.size) | (offsets + size > self.ends[regions])
-            if bad.any():
-                site.fault(f"{size}-byte {what} outside every global buffer", addr, bad, idx)
-        return offsets
+        if region >= 0 and high <= self.ends[region] - size:
+            return addresses - self.shifts[region]
+        regions = np.searchsorted(self.starts, addresses, "right") - 1
+        bad = (regions < 0) | (addresses > self.ends[regions] - size)
+        if bad.any():
+            site.fault(f"{size}-byte {what} outside every global buffer", addr, bad, idx)
+        return addresses - self.shifts[regions]
 
 
 def _views(data: np.ndarray) -> dict[int, np.ndarray]:
@@ -137,11 +142,16 @@ def host_bytes(low: int, high: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Region:
-    """Host memory [low, high) and its offset in the arena."""
+    """Host memory [low, high), its offset in the arena, and the address at which kernels find it."""
 
     low: int
     high: int
     at: int
+    address: int
+
+    @property
+    def valid(self) -> tuple[int, int, int]:
+        return self.address, self.address + self.high - self.low, self.at
 
 
 @dataclass
@@ -158,20 +168,23 @@ class GlobalMemory:
     """Copies the host's arrays and the module's variables into an arena with gaps between them.
 
     An array is what lies between its first and its last element, not the storage behind it; arrays that overlap stay
-    together, and all others are kept apart.
+    together, and all others are kept apart. Those of `placed` have their addresses given, as keys.
     """
 
-    def __init__(self, module: Module, arrays: Mapping[int, Any]):
-        spans = {key: host_span(a) for key, a in arrays.items()}
-        self.regions = _place(_merged((*spans[key][1:], host_phase(a)) for key, a in arrays.items()))
+    def __init__(self, module: Module, arrays: Mapping[int, Any], placed: Mapping[int, Any] | None = None):
+        placed = placed or {}
+        spans = {key: host_span(a) for key, a in (*arrays.items(), *placed.items())}
+        free = [Span(*spans[key][1:], host_phase(a)) for key, a in arrays.items()]
+        fixed = [Span(low, high, key % 256, key - low) for key, (_, low, high) in spans.items() if key in placed]
+        self.regions = _place(_merged([*free, *fixed]))
         place = max((r.at + r.high - r.low for r in self.regions), default=0) + GUARD
-        valid = [(0, 0), *((r.at, r.at + r.high - r.low) for r in self.regions)]
+        valid = [(0, 0, 0), *(r.valid for r in self.regions)]
         self.symbols: dict[str, int] = {}
         variables = [v for v in module.variables.values() if v.space in ("global", "const")]
         for v in variables:
             at = -(-place // max(v.align, 256)) * max(v.align, 256)
             self.symbols[v.name] = GLOBAL_BASE + at
-            valid.append((at, at + v.size))
+            valid.append((self.symbols[v.name], self.symbols[v.name] + v.size, at))
             place = at + v.size + GUARD
         self.space = GlobalSpace(place + GUARD, valid)
         self.owners = {key: self._owner(low, high) for key, (_, low, high) in spans.items()}
@@ -183,7 +196,10 @@ class GlobalMemory:
     def address(self, a: Any) -> int:
         """Where a kernel finds the array."""
         pointer, low, high = host_span(a)
-        return GLOBAL_BASE + self._owner(low, high).start + pointer - low
+        if low == high:
+            return GLOBAL_BASE + EMPTY
+        region = self._region(low)
+        return region.address + pointer - region.low
 
     def count_traffic(self, kind: str, offsets: np.ndarray, size: int) -> None:
         """Adds an access to the traffic of the arrays that it touches."""
@@ -208,11 +224,15 @@ class GlobalMemory:
                 host[:] = device
 
     def _owner(self, low: int, high: int) -> Owner:
-        """Where host memory lies in the arena; an empty array has an address too, an invalid one."""
+        """Where host memory lies in the arena."""
         if low == high:
-            return Owner(16, 16)
-        start = next(r.at + low - r.low for r in self.regions if r.low <= low < r.high)
+            return Owner(EMPTY, EMPTY)
+        region = self._region(low)
+        start = region.at + low - region.low
         return Owner(start, start + high - low)
+
+    def _region(self, low: int) -> Region:
+        return next(r for r in self.regions if r.low <= low < r.high)
 
     def _initialise(self, v: Variable) -> None:
         if v.init:
@@ -226,21 +246,41 @@ class GlobalMemory:
         return int(bits).to_bytes(TYPES[v.type].bits // 8, "little")
 
 
-def _merged(spans: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Joins the spans (low, high, phase) that overlap; those that only touch stay apart."""
-    merged: list[tuple[int, int, int]] = []
-    for low, high, phase in sorted(s for s in spans if s[0] < s[1]):
-        if merged and low < merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], high), merged[-1][2])
+class Span(NamedTuple):
+    """Host memory [low, high), how far past a multiple of 256 it starts on a GPU, and, if that is given, by how much
+    its address there is higher."""
+
+    low: int
+    high: int
+    phase: int
+    shift: int | None = None
+
+
+def _merged(spans: Iterable[Span]) -> list[Span]:
+    """Joins the spans that overlap; those that only touch stay apart."""
+    merged: list[Span] = []
+    for span in sorted((s for s in spans if s.low < s.high), key=lambda s: s[:2]):
+        if merged and span.low < merged[-1].high:
+            merged[-1] = _joined(merged[-1], span)
         else:
-            merged.append((low, high, phase))
+            merged.append(span)
     return merged
 
 
-def _place(spans: list[tuple[int, int, int]]) -> list[Region]:
+def _joined(first: Span, second: Span) -> Span:
+    shifts = {span.shift for span in (first, second)} - {None}
+    if len(shifts) > 1:
+        raise EmulatorError("two addresses for the same memory")
+    (shift,) = shifts or {None}
+    phase = first.phase if shift is None else (first.low + shift) % 256
+    return Span(first.low, max(first.high, second.high), phase, shift)
+
+
+def _place(spans: list[Span]) -> list[Region]:
     """Offsets in the arena with each span's phase, so that a view into a tensor is as misaligned as it is there."""
     regions, place = [], GUARD
-    for low, high, phase in spans:
-        regions.append(Region(low, high, place + phase))
-        place = -(-(regions[-1].at + high - low + GUARD) // 256) * 256
+    for low, high, phase, shift in spans:
+        at = place + phase
+        regions.append(Region(low, high, at, GLOBAL_BASE + at if shift is None else low + shift))
+        place = -(-(at + high - low + GUARD) // 256) * 256
     return regions

@@ -35,6 +35,7 @@ class Function:
     returns: list[Variable] = field(default_factory=list)
     body: tuple[str, int] | None = None  # text and its first line
     required_block: tuple[int, ...] | None = None
+    largest_block: tuple[int, ...] | None = None
 
 
 def strip_comments(text: str) -> str:
@@ -113,8 +114,7 @@ class Module:
         end = re.compile(r"[{;]").search(text, at).start()
         returns, name, params, rest = SIGNATURE.match(text[at:end]).groups()
         function = Function(name, *[[parse_variable(x) for x in split_list(s or "")] for s in (params, returns)])
-        if m := re.search(r"\.reqntid\s+([\d\s,]+)", rest):
-            function.required_block = tuple(int(x) for x in m[1].replace(",", " ").split())
+        function.required_block, function.largest_block = _extent("reqntid", rest), _extent("maxntid", rest)
         if text[end] == ";":
             self.functions.setdefault(name, function)
             return end + 1
@@ -122,6 +122,12 @@ class Module:
         function.body = (text[end + 1 : close - 1], text.count("\n", 0, end + 1) + 1)
         (self.entries if kind == "entry" else self.functions)[name] = function
         return close
+
+
+def _extent(directive: str, text: str) -> tuple[int, ...] | None:
+    """The numbers of a directive such as .maxntid 128, 1, 1."""
+    m = re.search(rf"\.{directive}\s+([\d\s,]+)", text)
+    return tuple(int(x) for x in m[1].replace(",", " ").split()) if m else None
 
 
 @functools.lru_cache(64)

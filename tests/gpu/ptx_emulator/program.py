@@ -188,6 +188,7 @@ class _Flattener:
         return Instruction(op, op.split("."), args, guard, u.line, u.location)
 
 
+@functools.lru_cache(64)
 def flat_program(module: Module, kernel: str) -> Program:
     entry = module.entry(kernel)
     program = Program(kernel, entry.params)

@@ -22,8 +22,9 @@ class Traffic(NamedTuple):
 class Stats:
     """Counts of one launch. Kinds of access: ld, st, atom; all but `opcodes` and `shared_bytes` are of global memory.
 
-    `traffic` says the bytes that each array argument moved, by its position in `args` for `run` and by the parameter's
-    name for `run_triton`. Where arguments share memory, each of them counts what is read and written there.
+    `traffic` says the bytes that each array argument moved, by its position in `args` for `run` (or its address in
+    `placed`) and by the parameter's name for `run_triton`. Where arguments share memory, each of them counts what is
+    read and written there.
     """
 
     kernel: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..memory import LOCAL_WINDOW, SHARED_WINDOW
+from ..memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from ..operands import Vector, items_of
 from ..ptx_types import TYPES, U64
 from ..steps import Compute, in_turn
@@ -13,7 +13,7 @@ from .building import builds
 SPACES = ("global", "shared", "local", "const", "param", "shared::cta", "param::entry", "param::func")
 NOUNS = {"ld": "load", "st": "store", "atom": "atomic"}
 WINDOW_BITS = U64(40)
-SHARED_NUMBER, LOCAL_NUMBER = (U64(w) >> WINDOW_BITS for w in (SHARED_WINDOW, LOCAL_WINDOW))
+WINDOWS = (SHARED_WINDOW, LOCAL_WINDOW, PARAM_WINDOW)
 
 
 def memory_modifiers(ins, mods):
@@ -30,16 +30,20 @@ def memory_modifiers(ins, mods):
 
 def _by_space(m, space, addr, idx):
     """(memory, addresses in it, threads): generic addresses may fall into several memories."""
-    named = {"global": m.memory.space, "const": m.memory.space, "shared": m.shared, "local": m.local}.get(space)
-    if named is not None:
-        return [(named, addr, idx)]
+    spaces = {
+        "global": m.memory.space,
+        "const": m.memory.space,
+        "shared": m.shared,
+        "local": m.local,
+        "param": m.params,
+    }
+    if space in spaces:
+        return [(spaces[space], addr, idx)]
     number = addr >> WINDOW_BITS
-    in_shared, in_local = number == SHARED_NUMBER, number == LOCAL_NUMBER
+    of_window = [number == U64(window) >> WINDOW_BITS for window in WINDOWS]
     pieces = []
-    for memory, here, window in (
-        (m.shared, in_shared, SHARED_WINDOW),
-        (m.local, in_local, LOCAL_WINDOW),
-        (m.memory.space, ~(in_shared | in_local), 0),
+    for memory, here, window in zip(
+        (m.shared, m.local, m.params, m.memory.space), (*of_window, ~np.any(of_window, 0)), (*WINDOWS, 0), strict=True
     ):
         if here.all():
             return [(memory, addr - U64(window), idx)]
@@ -59,6 +63,8 @@ def accesses(m, site, kind, space, addr, idx, size):
     """Checks and counts an access; yields (memory, byte offsets, threads, addresses) for each memory it reaches."""
     for memory, at, threads in _by_space(m, space, addr, idx):
         offsets = memory.locate(at, threads, size, site, NOUNS[kind])
+        if memory is m.params and kind != "ld":
+            site.fault(f"{NOUNS[kind]} to a parameter", at, np.ones(len(at), np.bool_), threads)
         if memory is m.memory.space:
             count_global(m, site, kind, offsets, threads, size)
         if memory is m.shared and m.races and kind != "atom":
@@ -75,7 +81,7 @@ def build_load(m, ins, mods):
         param = _parameter(m, ins)
         if param is not None:
             return _load_parameter(m, items, raw, param)
-        space = "local"
+        space = "local" if _of_call(m, ins) else "param"
     address = m.address_of(ins.args[1])
     out = [m.destination(d, raw)[0] for d in items]
 
@@ -94,6 +100,11 @@ def _parameter(m, ins):
     address = ins.args[1]
     name = m.program.alias.get(address.base.name, address.base.name)
     return m.param_bytes[name][address.offset :] if name in m.param_bytes else None
+
+
+def _of_call(m, ins):
+    """Whether an address names a parameter of a call; one in a register is of the kernel's."""
+    return ins.args[1].base.name in m.program.locals
 
 
 def _load_parameter(m, items, t, param):

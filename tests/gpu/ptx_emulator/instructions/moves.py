@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..memory import LOCAL_WINDOW, SHARED_WINDOW
+from ..memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from ..operands import Sink, Vector
 from ..ptx_types import TYPES
 from ..steps import in_turn
@@ -42,9 +42,7 @@ def _pack(m, d, items, t):
 def build_cvta(m, ins, mods):
     to, space, t = mods.take("to"), mods.take("global", "shared", "local", "const", "param"), mods.type()
     mods.done()
-    if space == "param":
-        raise NotImplementedError("cvta.param")
-    window = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW}.get(space, 0)
+    window = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "param": PARAM_WINDOW}.get(space, 0)
     return m.assign(ins.args[0], t, np.subtract if to else np.add, [m.source(ins.args[1], t), m.constant(window, t)])
 
 

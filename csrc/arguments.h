@@ -1,0 +1,133 @@
+// Reading an operator's arguments from the dispatcher's stack, checking them, and handing over its results.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <optional>
+
+#include "matrix.h"
+
+namespace vae_fast {
+
+using torch::stable::Tensor;
+
+struct Place {
+  int32_t type, index = 0;  // of a device
+
+  explicit Place(int32_t type) : type(type) {}
+  explicit Place(const Tensor& t) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
+  }
+  bool operator==(const Place& other) const { return type == other.type && index == other.index; }
+};
+
+// The arguments in their order; all tensors must be on one device
+class Arguments {
+ public:
+  explicit Arguments(StableIValue* stack) : next_(stack) {}
+
+  Tensor tensor() { return checked(torch::stable::detail::to<Tensor>(*next_++)); }
+  std::optional<Tensor> optional_tensor() {
+    auto t = torch::stable::detail::to<std::optional<Tensor>>(*next_++);
+    return t ? std::optional(checked(*std::move(t))) : std::nullopt;
+  }
+  double number() { return torch::stable::detail::to<double>(*next_++); }
+  int64_t integer() { return torch::stable::detail::to<int64_t>(*next_++); }
+  bool flag() { return torch::stable::detail::to<bool>(*next_++); }
+
+  const Place& place() const { return *place_; }  // of the tensors that were read
+
+ private:
+  Tensor checked(Tensor t) {
+    const Place place(t);
+    if (!place_) place_ = place;
+    STD_TORCH_CHECK(*place_ == place, "all tensors must be on one device");
+    return t;
+  }
+
+  StableIValue* next_;
+  std::optional<Place> place_;
+};
+
+class Results {
+ public:
+  explicit Results(StableIValue* stack) : next_(stack) {}
+  void push(const Tensor& t) { *next_++ = torch::stable::detail::from(t); }
+  template <int K>
+  void push(const Tensor (&tensors)[K]) {
+    for (const Tensor& t : tensors) push(t);
+  }
+
+ private:
+  StableIValue* next_;
+};
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+         type == ScalarType::Half;
+}
+
+// [B, D] as it lies in memory; a dimension of size 1 is repeated
+inline Matrix matrix(const Tensor& t, const char* name, int64_t rows, int64_t columns) {
+  STD_TORCH_CHECK(t.dim() == 2 && (t.size(0) == rows || t.size(0) == 1) && (t.size(1) == columns || t.size(1) == 1),
+                  name, " must have shape [", rows, ", ", columns, "] or 1 in place of either");
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK(is_floating(type) || type == ScalarType::Byte || type == ScalarType::Bool, name,
+                  " must be floating point, uint8 or bool");
+  return {static_cast<char*>(t.data_ptr()), type, t.size(0) == 1 ? 0 : t.stride(0), t.size(1) == 1 ? 0 : t.stride(1)};
+}
+
+inline Matrix parameter(const Tensor& t, const char* name, int64_t rows, int64_t columns) {
+  const Matrix m = matrix(t, name, rows, columns);
+  STD_TORCH_CHECK(is_floating(m.type), name, " must be floating point");
+  return m;
+}
+
+// [B], or absent
+inline Matrix column_vector(const std::optional<Tensor>& t, const char* name, int64_t rows) {
+  if (!t) return {};
+  STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == rows && is_floating(t->scalar_type()), name,
+                  " must be floating point of shape [", rows, "]");
+  return {static_cast<char*>(t->data_ptr()), t->scalar_type(), t->stride(0), 1};
+}
+
+inline Matrix mask_of(const std::optional<Tensor>& t, int64_t rows, int64_t columns) {
+  if (!t) return {};
+  const Matrix m = matrix(*t, "mask", rows, columns);
+  STD_TORCH_CHECK(m.type == ScalarType::Bool, "mask must be bool");
+  return m;
+}
+
+// One number, in a tensor of one element
+inline Matrix scalar(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.numel() == 1 && is_floating(t.scalar_type()), name, " must be one floating point number");
+  return {static_cast<char*>(t.data_ptr()), t.scalar_type(), 0, 0};
+}
+
+inline const int64_t* seed_of(const Tensor& t) {
+  STD_TORCH_CHECK(t.numel() == 1 && t.scalar_type() == ScalarType::Long, "seed must be one int64 number");
+  return static_cast<const int64_t*>(t.data_ptr());
+}
+
+// Contiguous, of up to two dimensions
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, const Place& place) {
+  std::array<int64_t, 2> strides{1, 1};
+  if (sizes.size() == 2) strides[0] = sizes.begin()[1] > 0 ? sizes.begin()[1] : 1;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
+                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                  place.type, place.index, &handle));
+  return Tensor(handle);
+}
+
+inline Matrix output(const Tensor& t) {
+  const bool vector = t.dim() < 2;
+  return {static_cast<char*>(t.data_ptr()), t.scalar_type(), vector ? 1 : t.stride(0), vector ? 0 : 1};
+}
+
+}  // namespace vae_fast

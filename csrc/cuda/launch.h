@@ -1,0 +1,56 @@
+// The one way in which kernels are launched: on their tensors' device and its current stream, errors named.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "../arguments.h"
+#include "tiling.h"
+
+namespace vae_fast {
+
+// Makes a device the current one as long as it lives
+class Device {
+ public:
+  explicit Device(const Place& place) : place_(place), guard_(place.index) {
+    void* stream;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(place.index, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  const Place& place() const { return place_; }
+
+  // `groups` blocks' work in up to as many blocks as keep the GPU busy, times `splits`
+  template <class... Parameters>
+  void launch(const char* name, void (*kernel)(Parameters...), int64_t groups, int splits,
+              const Parameters&... parameters) const {
+    if (groups == 0) return;
+    const int64_t most = std::max<int64_t>(1, int64_t{processors()} * 4 * kBlocksPerProcessor / splits);
+    const dim3 grid(static_cast<unsigned>(std::min(groups, most)), static_cast<unsigned>(splits));
+    kernel<<<grid, kThreads, 0, stream_>>>(parameters...);
+    const cudaError_t error = cudaGetLastError();
+    STD_TORCH_CHECK(error == cudaSuccess, "vae_fast: the kernel ", name, " did not start: ", cudaGetErrorString(error));
+  }
+
+ private:
+  int processors() const {
+    static std::atomic<int> known[64];
+    const int index = place_.index;
+    int count = index < 64 ? known[index].load(std::memory_order_relaxed) : 0;
+    if (count == 0) {
+      STD_TORCH_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index) == cudaSuccess,
+                      "vae_fast: the GPU does not tell its number of multiprocessors");
+      if (index < 64) known[index].store(count, std::memory_order_relaxed);
+    }
+    return count;
+  }
+
+  Place place_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+};
+
+}  // namespace vae_fast

@@ -1,0 +1,106 @@
+// The operands of one accumulator as tensors: how they lie, and where their gradients go.
+#pragma once
+
+#include <torch/csrc/stable/c/shim.h>
+
+#include <vector>
+
+#include "fold.cuh"
+#include "rows.cuh"
+
+namespace vae_fast {
+
+// float64 is left to the reference, which gets the arguments as they are on the stack
+inline bool is_double(StableIValue argument, bool optional) {
+  if (optional) {
+    const auto* present = torch::stable::detail::to<StableIValue*>(argument);
+    if (present == nullptr) return false;
+    argument = *present;
+  }
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(torch::stable::detail::to<AtenTensorHandle>(argument), &dtype));
+  return dtype == aoti_torch_dtype_float64();
+}
+
+inline void run_reference(const char* name, StableIValue* stack) {
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
+}
+
+// Whether a likelihood's last parameter is one number for all of a row's columns
+inline bool shared_by_row(const Tensor& parameter, const Tensor& x) {
+  return parameter.dim() == 2 && parameter.size(1) == 1 && x.size(1) != 1;
+}
+
+// Whether rows of m can be read `vector` elements at a time: aligned, one after the other
+inline bool in_vectors(const Matrix& m, int vector) {
+  const int64_t size = m.type == ScalarType::Float ? 4 : is_floating(m.type) ? 2 : 1;
+  const auto address = reinterpret_cast<uintptr_t>(m.data);
+  return m.column_stride == 1 && address % (vector * size) == 0 && m.row_stride % vector == 0;
+}
+
+// The operands of an accumulator as tensors
+template <int K>
+struct Operands {
+  Tensor parameters[K];
+  int64_t rows, columns, asked;
+  Term<K> term;
+  std::vector<Folded> sums;  // gradients that are sums
+  Tensor gradients[K];
+
+  void take(const Tensor (&tensors)[K], int64_t b, int64_t d, int64_t wanted) {
+    STD_TORCH_CHECK(d < (1 << 30), "rows must have fewer than 2^30 columns, got ", d);
+    rows = b, columns = d, asked = wanted, term.columns = static_cast<int>(d);
+    for (int k = 0; k < K; ++k) {
+      const Tensor& t = parameters[k] = tensors[k];
+      term.parameters[k] = parameter(t, "each parameter", b, d);
+      const bool over_columns = t.size(1) != d, over_rows = t.size(0) != b;
+      term.gradients[k].kind = over_columns ? over_rows ? Gradient::kOverAll : Gradient::kOverColumns
+                               : over_rows  ? Gradient::kOverRows
+                                            : Gradient::kEach;
+    }
+  }
+  void observe(const Tensor& x, const std::optional<Tensor>& mask) {
+    term.x = matrix(x, "x", rows, columns);
+    term.mask = mask_of(mask, rows, columns);
+  }
+  bool wants(int k) const { return asked >> k & 1; }
+  // Some wanted gradient among the first n is a sum: over rows, or any
+  bool wants_sum(bool over_rows, int n = K) const {
+    for (int k = 0; k < n; ++k) {
+      const auto kind = term.gradients[k].kind;
+      if (wants(k) && (over_rows ? kind == Gradient::kOverRows : kind != Gradient::kEach)) return true;
+    }
+    return false;
+  }
+  bool same_type(int n, ScalarType type) const {
+    for (int k = 0; k < n; ++k)
+      if (term.parameters[k].type != type) return false;
+    return true;
+  }
+
+  void allocate(const Tiling& tiling, const Place& place) {
+    for (int k = 0; k < K; ++k) {
+      const Tensor& like = parameters[k];
+      Gradient& g = term.gradients[k];
+      if (!wants(k)) {
+        gradients[k] = empty({0}, like.scalar_type(), place);
+        continue;
+      }
+      gradients[k] = empty({like.size(0), like.size(1)}, like.scalar_type(), place);
+      if (g.kind == Gradient::kEach) {
+        g.data = static_cast<char*>(gradients[k].data_ptr());
+        continue;
+      }
+      const int64_t count = g.kind == Gradient::kOverColumns ? tiling.splits
+                            : g.kind == Gradient::kOverRows  ? tiling.groups
+                                                             : tiling.splits * tiling.groups;
+      sums.emplace_back(gradients[k], count, place);
+      g.data = reinterpret_cast<char*>(sums.back().floats());
+    }
+  }
+  void finish(const Device& device) {
+    for (const Folded& sum : sums) sum.finish(device);
+  }
+};
+
+}  // namespace vae_fast

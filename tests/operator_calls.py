@@ -1,0 +1,183 @@
+"""Every operator on operands drawn at random, against its reference in float64. test_sanitizers.py runs it.
+
+Each operand is a block of memory of its own, which ends with the operand's last element: whatever is read or written
+before or after it is not the operand's. In the gaps between strided elements lies NaN.
+
+    python -m pytest tests/operator_calls.py
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from operands import FLOATING, target
+from torch import Tensor
+
+from vae_fast.likelihoods import LIKELIHOODS
+
+pytestmark = pytest.mark.filterwarnings("ignore:vae_fast. the plain PyTorch reference runs on cpu")  # as it shall
+DRAWS = 60
+ROWS = (0, 1, 2, 3, 5, 37, 130)
+COLUMNS = (0, 1, 2, 3, 15, 16, 17, 255, 511, 512, 513, 784, 1025)
+LONG = (16_383, 16_384, 16_385, 33_000)
+LATENTS = (0, 1, 2, 3, 37, 511, 512, 513, 1500)
+
+
+class Draw:
+    """Operands from one seed: the numbers by torch's generator, what they are like by one of Python's."""
+
+    def __init__(self, seed: str) -> None:
+        self.chance = random.Random(seed)
+        self.dtype = self.chance.choice(FLOATING)
+
+    def maybe(self, probability: float = 0.5) -> bool:
+        return self.chance.random() < probability
+
+    def size(self, columns: tuple[int, ...]) -> tuple[int, int]:
+        if self.maybe(0.1) and columns is COLUMNS:
+            return self.chance.choice((1, 2)), self.chance.choice(LONG)
+        return self.chance.choice(ROWS), self.chance.choice(columns)
+
+    def floating(self) -> torch.dtype:
+        """Mostly the same."""
+        return self.chance.choice(FLOATING) if self.maybe(0.2) else self.dtype
+
+    def placed(self, t: Tensor) -> Tensor:
+        """Such numbers in a layout drawn at random; those of one row or column may be repeated."""
+        shape = t.shape
+        if self.maybe(0.2) and t.numel():
+            t = self.chance.choice((t[:1], t[:, :1]))
+        rows, columns = t.shape
+        strides = self.chance.choice(
+            [(columns, 1), (columns, 1), (columns + 3, 1), (1, rows), (2 * columns + 1, 2), (3, 3 * rows + 1)]
+        )
+        offset = self.chance.choice((0, 0, 1, 3))
+        size = offset + (1 + (rows - 1) * strides[0] + (columns - 1) * strides[1] if t.numel() else 0)
+        memory = torch.full((size,), torch.nan).to(t.dtype)
+        return memory.as_strided(t.shape, strides, offset).copy_(t).expand(shape)
+
+    def shared(self, rows: int, columns: int) -> tuple[int, int]:
+        """The size of a parameter that may be repeated along either dimension."""
+        return (1 if self.maybe(0.2) else rows), (1 if self.maybe(0.2) else columns)
+
+    def parameter(self, rows: int, columns: int) -> Tensor:
+        return self.placed(torch.randn(rows, columns).to(self.floating()))
+
+    def parameters(self, likelihood: str, rows: int, columns: int) -> list[Tensor]:
+        shapes = [self.shared(rows, columns) for _ in LIKELIHOODS[likelihood].parameters]
+        if likelihood != "bernoulli_probs":
+            return [self.parameter(*shape) for shape in shapes]
+        return [self.placed(torch.rand(shape).clamp(0.05, 0.95).to(self.floating())) for shape in shapes]
+
+    def observations(self, rows: int, columns: int) -> Tensor:
+        return self.placed(target((rows, columns), self.chance.choice([*FLOATING, torch.uint8, torch.bool])))
+
+    def mask(self, rows: int, columns: int) -> Tensor | None:
+        return self.placed(torch.rand(self.shared(rows, columns)) > 0.3) if self.maybe() else None
+
+    def vector(self, rows: int) -> Tensor:
+        """[B], with zeros and ones in it."""
+        each = torch.rand(rows) * torch.randint(4, (rows,)).clamp(max=1)
+        each[::7] = 1
+        return self.placed(each.to(self.floating()).reshape(rows, 1))[:, 0]
+
+    def weight(self, rows: int) -> Tensor | None:
+        return self.vector(rows) if self.maybe() else None
+
+    def posterior(self, rows: int, columns: int, prior: bool) -> list[Any]:
+        q = [self.parameter(rows, columns) for _ in range(2)]
+        return q + [self.parameter(*self.shared(rows, columns)) if prior else None for _ in range(2)]
+
+    def asked(self, count: int) -> int:
+        return self.chance.choice((0, 2**count - 1, self.chance.randrange(2**count)))
+
+    def seed(self) -> Tensor:
+        return torch.tensor(self.chance.choice((0, -1, 2**40 + 7)))
+
+
+def nll(draw: Draw, likelihood: str) -> list[Any]:
+    size = draw.size(COLUMNS)
+    parameters = draw.parameters(likelihood, *size)
+    return [
+        *parameters,
+        draw.observations(*size),
+        draw.weight(size[0]),
+        draw.mask(*size),
+        draw.asked(len(parameters)),
+    ]
+
+
+def elbo(draw: Draw, likelihood: str) -> list[Any]:
+    *operands, weight, mask, _ = nll(draw, likelihood)
+    latent = draw.posterior(operands[-1].shape[0], draw.chance.choice(LATENTS), draw.maybe())
+    factor = torch.rand(()).to(draw.floating()) if draw.maybe() else None
+    beta, scale = draw.chance.choice((0.0, 0.7)), draw.chance.choice((1.0, 0.25))
+    return [*operands, *latent, weight, mask, factor, beta, scale, draw.maybe(), draw.asked(len(operands) + 3)]
+
+
+def sample_kl_backward(draw: Draw) -> list[Any]:
+    size = draw.size(LATENTS)
+    dz = draw.parameter(*draw.shared(*size)) if draw.maybe(0.7) else None
+    dkl = draw.vector(size[0]) if draw.maybe(0.7) else None
+    return [dz, dkl, *draw.posterior(*size, draw.maybe()), draw.seed(), draw.asked(4)]
+
+
+def gaussian_kl(draw: Draw) -> list[Any]:
+    size = draw.size(LATENTS)
+    return [*draw.posterior(*size, draw.maybe()), draw.weight(size[0]), draw.asked(4)]
+
+
+def monte_carlo_kl(draw: Draw) -> list[Any]:
+    size = draw.size(LATENTS)
+    return [draw.parameter(*size), *draw.posterior(*size, True), draw.weight(size[0]), draw.asked(5)]
+
+
+def scale_rows(draw: Draw) -> list[Any]:
+    gradient = draw.parameter(*draw.size(COLUMNS))
+    if 0 in gradient.stride():
+        gradient = gradient.contiguous()
+    return [gradient, draw.vector(gradient.shape[0]) if draw.maybe(0.7) else draw.vector(8)[draw.chance.randrange(8)]]
+
+
+OPERATORS: dict[str, Callable[[Draw], list[Any]]] = {
+    **{f"{name}_nll": partial(nll, likelihood=name) for name in LIKELIHOODS},
+    **{f"elbo_{name}": partial(elbo, likelihood=name) for name in LIKELIHOODS},
+    "reparameterize": lambda draw: [*draw.posterior(*draw.size(LATENTS), False)[:2], draw.seed()],
+    "sample_kl": lambda draw: [*draw.posterior(*draw.size(LATENTS), draw.maybe()), draw.seed()],
+    "sample_kl_backward": sample_kl_backward,
+    "gaussian_kl": gaussian_kl,
+    "monte_carlo_kl": monte_carlo_kl,
+    "scale_rows_": scale_rows,
+}
+
+
+def exact(name: str, arguments: list[Any]) -> Any:
+    """What the reference gives in float64."""
+    wide = [a.to(torch.float64, copy=True) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
+    result = getattr(torch.ops.vae_fast_reference, name)(*wide)
+    return wide[0] if name == "scale_rows_" else result
+
+
+def tensors(result: Any) -> Iterator[Tensor]:
+    yield from result if isinstance(result, (tuple, list)) else [result]
+
+
+@pytest.mark.parametrize("draw", range(DRAWS))
+@pytest.mark.parametrize("name", OPERATORS)
+def test_call(name, draw, poisoned):
+    arguments = OPERATORS[name](Draw(f"{name} {draw}"))
+    expected = exact(name, arguments)
+    result = getattr(torch.ops.vae_fast, name)(*arguments)
+    for got, value in zip(tensors(arguments[0] if name == "scale_rows_" else result), tensors(expected), strict=True):
+        assert got.shape == value.shape
+        if got.numel():
+            error = (got.double() - value).abs().max()
+            assert error <= (1e-5 + torch.finfo(got.dtype).eps) * (1 + value.abs().max())
+
+
+def test_every_operator_is_called():
+    names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("vae_fast::")}
+    assert names == OPERATORS.keys()

@@ -1,0 +1,121 @@
+"""The headers that kernels on every device share: each compiles alone, with warnings as errors, on host and device."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+CSRC = Path(__file__).parents[1] / "csrc"
+INCLUDED = ("-I", str(CSRC), "-isystem", str(Path(torch.__file__).parent / "include"))
+HEADERS = sorted(path.relative_to(CSRC).as_posix() for path in [*CSRC.glob("*.h"), *CSRC.glob("likelihoods/*.h")])
+COMPILERS = ("g++", "clang++")
+WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wdouble-promotion", "-Werror")
+ACCUMULATOR = re.compile(r"struct (\w+)(?: : [^{]+)? \{\n  static constexpr int kParameters")
+KERNELS = """
+template <class A, class T>
+__device__ A start(T last) {
+  if constexpr (std::is_constructible_v<A, T>) return A(last);
+  else return A{};
+}
+
+// in: parameters, x and scale of two observations; out: gradients, and the value
+template <class A, class T>
+__global__ void run(const T* in, T* out) {
+  constexpr int K = A::kParameters;
+  A state = start<A, T>(in[K - 1]);
+  for (int lane = 0; lane < 2; ++lane) {
+    T parameters[K], gradients[K];
+    for (int k = 0; k < K; ++k) parameters[k] = in[lane * (K + 2) + k];
+    state.step(lane, parameters, in[lane * (K + 2) + K], in[lane * (K + 2) + K + 1], gradients);
+    for (int k = 0; k < K; ++k) out[lane * K + k] = gradients[k];
+  }
+  state.join(0, 1);
+  out[2 * K] = state.finish(state.sum(0), T(2));
+}
+"""
+NOISE = """
+template <class W, class T>
+{kind} void noise(uint64_t seed, T* out) {{
+  W words[4] = {{1, 2, 3, 4}};
+  vae_fast::philox(words, vae_fast::PhiloxKeys(seed));
+  vae_fast::box_muller(static_cast<uint32_t>(words[0]), static_cast<uint32_t>(words[1]), out[0], out[1]);
+}}
+"""
+ELEMENTS = """
+template <class T>
+__global__ void elements(const T* in, T* out) {
+  using namespace vae_fast;
+  const T v = in[0], e = vae_fast::exp(v);
+  out[0] = vae_fast::log(e), out[1] = vae_fast::log1p(v), out[2] = exp_finite(v), out[3] = exp_nonpositive(-v);
+  out[4] = expm1_minus(v, e), out[5] = sin_pi(v), out[6] = square_root(magnitude(v));
+}
+"""
+
+
+def accumulators(header: str) -> list[str]:
+    return ACCUMULATOR.findall((CSRC / header).read_text())
+
+
+def needs(compiler: str) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} on this machine")
+
+
+def compiles(source: Path, *command: str) -> None:
+    done = subprocess.run([*command, *INCLUDED, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def device_code(header: str, kind: str) -> str:
+    """Kernels of `kind`, float or double, that use what the header defines."""
+    kernels = [f"run<vae_fast::{name}<{kind}, 2>, {kind}>(const {kind}*, {kind}*)" for name in accumulators(header)]
+    code = KERNELS
+    if header == "philox.h":
+        code += NOISE.format(kind="__global__")
+        kernels += [f"noise<{word}, {kind}>(uint64_t, {kind}*)" for word in ("uint32_t", "uint64_t")]
+    if header == "math.h":
+        code += ELEMENTS
+        kernels.append(f"elements<{kind}>(const {kind}*, {kind}*)")
+    code += "".join(f"template __global__ void {kernel};\n" for kernel in kernels)
+    return f'#include "{header}"\n#include <type_traits>\n{code}'
+
+
+def test_every_likelihood_of_the_registry_is_found():
+    registered = re.findall(r"X\(\w+, (\w+), (\w+)\)", (CSRC / "likelihoods/registry.h").read_text())
+    found = {name for header in HEADERS for name in accumulators(header)}
+    assert registered and {name for pair in registered for name in pair} <= found
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("header", HEADERS)
+def test_alone_on_the_host(header, compiler, tmp_path):
+    """Twice over, with every member of its accumulators."""
+    needs(compiler)
+    lines = [f'#include "{header}"'] * 2
+    for name in accumulators(header):
+        lines += [f"template struct vae_fast::{name}<{kind}>;" for kind in ("float, 16", "double, 16", "float, 1")]
+    if header == "philox.h":
+        lines.append(NOISE.format(kind=""))
+        lines += [
+            f"template void noise<uint{bits}_t>(uint64_t, {t}*);" for bits in (32, 64) for t in ("float", "double")
+        ]
+    source = tmp_path / "alone.cpp"
+    source.write_text("\n".join([*lines, ""]))
+    compiles(source, compiler, "-std=c++17", *WARNINGS, "-fsyntax-only")
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_alone_on_the_device(header, tmp_path):
+    """Code for float computes nothing in double, which most GPUs do 64 times slower."""
+    needs("nvcc")
+    needs("g++")  # nvcc calls it
+    for kind in ("float", "double"):
+        source, ptx = tmp_path / f"{kind}.cu", tmp_path / f"{kind}.ptx"
+        source.write_text(device_code(header, kind))
+        flags = ("-std=c++17", "-arch=compute_80", "--ptx", "-Werror", "all-warnings", "-o", str(ptx))
+        compiles(source, "nvcc", *flags)
+        assert ptx.read_text().count(".entry") == source.read_text().count("template __global__")
+        assert kind == "double" or ".f64" not in ptx.read_text()
