@@ -10,7 +10,8 @@ export VAE_FAST_BUILD
 
 IN_VENV := $(VENV)/bin/python
 READY := $(VENV)/ready-$(VAE_FAST_BUILD)
-INSTALLED_FROM := pyproject.toml setup.py $(wildcard kernels/__init__.py) $(shell find csrc -type f)
+COMPILED := $(shell find csrc -type f)
+INSTALLED_FROM := pyproject.toml setup.py kernels/__init__.py $(COMPILED)
 
 .PHONY: train test bench gpu lint clean
 
@@ -29,7 +30,7 @@ gpu: $(READY)
 lint: $(READY)
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $(filter %.h %.cpp,$(COMPILED))
+	$(VENV)/bin/clang-format --dry-run --Werror $(COMPILED) $(wildcard tests/gpu/*.cpp)
 	$(IN_VENV) -m mypy
 
 clean:

@@ -25,11 +25,11 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // NVIDIA's instructions, within 2 ulp or (lg2 near 1, sine, cosine) 2^-20.9 absolutely. Subnormal numbers count as 0.
 #if defined(__CUDA_ARCH__)
 namespace gpu {
-#define VAE_FAST_INSTRUCTION(name)                               \
-  __device__ __forceinline__ float name(float v) {               \
-    float r;                                                     \
-    asm(#name ".approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));     \
-    return r;                                                    \
+#define VAE_FAST_INSTRUCTION(name)                           \
+  __device__ __forceinline__ float name(float v) {           \
+    float r;                                                 \
+    asm(#name ".approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); \
+    return r;                                                \
   }
 VAE_FAST_INSTRUCTION(ex2)
 VAE_FAST_INSTRUCTION(lg2)
@@ -211,8 +211,8 @@ VAE_FAST_FN double log1p(double v) { return std::log1p(v); }
 
 // e^v - 1 - v for finite v, given e^v: the series where |v| < 1 would cancel, v^2/2 to full relative accuracy as v -> 0
 VAE_FAST_FN float expm1_minus(float v, float exp_v) {
-  constexpr float kCoefficients[] = {0.5f,           1.666669548e-1f, 4.166651517e-2f, 8.330930956e-3f,
-                                     1.389133628e-3f, 2.032547782e-4f, 2.496072193e-5f};
+  constexpr float kCoefficients[] = {
+      0.5f, 1.666669548e-1f, 4.166651517e-2f, 8.330930956e-3f, 1.389133628e-3f, 2.032547782e-4f, 2.496072193e-5f};
   const float near = polynomial(v, kCoefficients) * (v * v);
   return magnitude(v) < 1.f ? near : (exp_v - 1.f) - v;
 }

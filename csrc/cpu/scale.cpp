@@ -30,9 +30,8 @@ void scale_rows_(StableIValue* stack, uint64_t, uint64_t) {
   const int64_t rows = gradient.size(0), columns = gradient.size(1);
   const Matrix m = parameter(gradient, "gradient", rows, columns);
   const bool one = factor.dim() == 0;
-  STD_TORCH_CHECK(
-      is_floating(factor.scalar_type()) && (one || (factor.dim() == 1 && factor.size(0) == rows)),
-      "factor must be floating point of shape [] or [", rows, "]");
+  STD_TORCH_CHECK(is_floating(factor.scalar_type()) && (one || (factor.dim() == 1 && factor.size(0) == rows)),
+                  "factor must be floating point of shape [] or [", rows, "]");
   const Matrix f{static_cast<char*>(factor.data_ptr()), factor.scalar_type(), one ? 0 : factor.stride(0), 1};
   const auto factor_of = [&](int64_t row) {
     double buffer;

@@ -106,12 +106,12 @@ void elbo(const char* name, StableIValue* stack) {
   else elbo<Accumulator>(name, device, parameters, rest, out);
 }
 
-#define VAE_FAST_DEFINE(name, accumulator, shared)                       \
-  void name##_nll(StableIValue* stack, uint64_t, uint64_t) {             \
+#define VAE_FAST_DEFINE(name, accumulator, shared)                        \
+  void name##_nll(StableIValue* stack, uint64_t, uint64_t) {              \
     nll<accumulator, shared>("vae_fast_reference::" #name "_nll", stack); \
-  }                                                                      \
-  void elbo_##name(StableIValue* stack, uint64_t, uint64_t) {            \
-    elbo<accumulator, shared>("vae_fast_reference::elbo_" #name, stack); \
+  }                                                                       \
+  void elbo_##name(StableIValue* stack, uint64_t, uint64_t) {             \
+    elbo<accumulator, shared>("vae_fast_reference::elbo_" #name, stack);  \
   }
 VAE_FAST_LIKELIHOODS(VAE_FAST_DEFINE)
 #undef VAE_FAST_DEFINE

@@ -38,8 +38,7 @@ struct Folded {
 
   // `count` partial sums of each of the output's elements; one alone is the output itself, if that is float
   Folded(const Tensor& out, int64_t count, const Place& place) : out(out), count(count), width(out.numel()) {
-    if (count != 1 || out.scalar_type() != ScalarType::Float)
-      partial = empty({count, width}, ScalarType::Float, place);
+    if (count != 1 || out.scalar_type() != ScalarType::Float) partial = empty({count, width}, ScalarType::Float, place);
   }
   float* floats() const { return static_cast<float*>((partial ? *partial : out).data_ptr()); }
 
@@ -48,8 +47,8 @@ struct Folded {
     int side = 1;
     while (side < 32 && side < width) side *= 2;
     device.launch<const float*, int64_t, int64_t, int, char*, ScalarType>(
-        "fold", fold, cdiv(width, side), 1, floats(), count, width, side,
-        static_cast<char*>(out.data_ptr()), out.scalar_type());
+        "fold", fold, cdiv(width, side), 1, floats(), count, width, side, static_cast<char*>(out.data_ptr()),
+        out.scalar_type());
     return out;
   }
 };

@@ -36,7 +36,8 @@ void launch(const Device& device, Sampling<K>& s, const Allocate& allocate) {
   bool typed = s.parameters[1].type == type && (!s.dz.data || s.dz.type == type);
   const int vector = type == ScalarType::Float ? 4 : 8;
   s.vectors = typed && s.columns % vector == 0 && (!s.dz.data || in_vectors(s.dz, vector));
-  for (int k = 0; k < K; ++k) s.vectors = s.vectors && s.parameters[k].type == type && in_vectors(s.parameters[k], vector);
+  for (int k = 0; k < K; ++k)
+    s.vectors = s.vectors && s.parameters[k].type == type && in_vectors(s.parameters[k], vector);
   s.tiling = tiling_of(s.rows, s.columns, s.vectors ? vector : 4, false);
   allocate(s.tiling);
   const auto start = [&](auto kernel) { device.launch("sample", kernel, s.tiling.tiles, s.tiling.splits, s); };

@@ -60,8 +60,7 @@ struct Sampler {
     const P* dz = kept(s.dz.template at<P>(row, 0));
     P* out[2];
 #pragma unroll
-    for (int k = 0; k < 2; ++k)
-      out[k] = kept((BACKWARD ? s.gradients[k] : s.z).template at<P>(0, 0) + row * s.columns);
+    for (int k = 0; k < 2; ++k) out[k] = kept((BACKWARD ? s.gradients[k] : s.z).template at<P>(0, 0) + row * s.columns);
     const uint64_t counter = row * s.columns / 4;
 #pragma unroll 1
     for (int column = part.first + part.place * V; column < part.last; column += part.team * V) {
@@ -127,7 +126,7 @@ struct Sampler {
 
 // A block takes tiles of rows, blockIdx.y the split. V: columns at once, 0 for fours alone.
 template <template <class, int> class Kl, class P, int V, bool BACKWARD, bool DIVERGENCE, int K>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) sample(const __grid_constant__ Sampling<K> s) {
+__global__ void __launch_bounds__(kThreads, blocks_per_processor<K>) sample(const __grid_constant__ Sampling<K> s) {
   __shared__ float warps[kThreads / 32];
   const Tiling& tiling = s.tiling;
   const int team = tiling.team, split = blockIdx.y;

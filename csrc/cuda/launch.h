@@ -28,7 +28,7 @@ class Device {
   void launch(const char* name, void (*kernel)(Parameters...), int64_t groups, int splits,
               const Parameters&... parameters) const {
     if (groups == 0) return;
-    const int64_t most = std::max<int64_t>(1, int64_t{processors()} * 4 * kBlocksPerProcessor / splits);
+    const int64_t most = std::max<int64_t>(1, int64_t{processors()} * kBlocksInTurn / splits);
     const dim3 grid(static_cast<unsigned>(std::min(groups, most)), static_cast<unsigned>(splits));
     kernel<<<grid, kThreads, 0, stream_>>>(parameters...);
     const cudaError_t error = cudaGetLastError();

@@ -102,9 +102,14 @@ class Program {
     operands.allocate(tiling, place);
     nll_.emplace(empty({rows}, ScalarType::Float, place), tiling.splits, place);
     objective.nll = nll_->floats();
-    if (standard) standard->allocate(tiling, place), objective.latent_columns = standard->term.columns;
-    if (given) given->allocate(tiling, place), objective.latent_columns = given->term.columns;
-    if (standard || given) objective.kl = static_cast<float*>(kl_.emplace(empty({rows}, ScalarType::Float, place)).data_ptr());
+    if (standard || given) {
+      Tiling whole = tiling;  // the first split takes the latent alone
+      whole.splits = 1;
+      if (standard) standard->allocate(whole, place);
+      else given->allocate(whole, place);
+      objective.latent_columns = standard ? standard->term.columns : given->term.columns;
+      objective.kl = static_cast<float*>(kl_.emplace(empty({rows}, ScalarType::Float, place)).data_ptr());
+    }
     if (!with_loss_) return;
     if (objective.reduce) loss_.emplace(empty({}, ScalarType::Float, place), tiling.splits * tiling.groups, place);
     else loss_.emplace(empty({rows}, ScalarType::Float, place), tiling.splits, place);

@@ -15,11 +15,12 @@
 
 namespace vae_fast {
 
-constexpr int kSteps = 32;     // of a vector lane before its sum is folded, which bounds the rounding
+constexpr int kSteps = 32;  // of a vector lane before its sum is folded, which bounds the rounding
 
 // Where a parameter's gradient goes. A parameter that is one number a row, one row for all, or both, gets a sum.
 struct Gradient {
-  char* data = nullptr;  // absent, or of the parameter's dtype; float for sums: [splits, rows], [groups, columns], [parts]
+  char* data =
+      nullptr;  // absent, or of the parameter's dtype; float for sums: [splits, rows], [groups, columns], [parts]
   enum Kind { kEach, kOverColumns, kOverRows, kOverAll } kind = kEach;
 };
 
@@ -91,17 +92,18 @@ __device__ __forceinline__ S* kept(S* p) {
 template <int K>
 struct Seen {
   float total = 0, kept = 0;  // terms; observations that a mask leaves
-  float sums[K] = {};          // of gradients that are summed over columns
+  float sums[K] = {};         // of gradients that are summed over columns
 };
 
 // Vectors: all operands of one row lie one after the other and aligned, and each observation counts.
 template <template <class, int> class Accumulator, class P, class X, int V, bool GRADIENTS, bool SUM_LAST, int K>
-__device__ __forceinline__ void see_vectors(const Term<K>& term, const Part& part, float last_parameter, Seen<K>& seen) {
+__device__ __forceinline__ void see_vectors(const Term<K>& term, const Part& part, float last_parameter,
+                                            Seen<K>& seen) {
   using A = Accumulator<float, V>;
   constexpr int kEach = shares_last<A> ? K - 1 : K;  // parameters that have an element for each observation
   constexpr int kInterval = A::kJoined / V < kSteps ? A::kJoined / V : kSteps;
   const int stride = part.team * V;
-  const P *in[K];
+  const P* in[K];
   P* out[K];
 #pragma unroll
   for (int k = 0; k < kEach; ++k) {
@@ -132,8 +134,7 @@ __device__ __forceinline__ void see_vectors(const Term<K>& term, const Part& par
       }
       if (GRADIENTS) {
 #pragma unroll
-        for (int k = 0; k < kEach; ++k)
-          store_vector(out[k] + column, gradients[k]);
+        for (int k = 0; k < kEach; ++k) store_vector(out[k] + column, gradients[k]);
       }
     }
 #pragma unroll
@@ -168,8 +169,7 @@ __device__ __forceinline__ void see_elements(const Term<K>& term, const Part& pa
   for (int column = part.first + part.place; column < part.last;) {
     A state = start<A>(last_parameter);
     for (int step = 0; step < kInterval && column < part.last; ++step, column += part.team) {
-      const bool counts =
-          part.counts && (!term.mask.data || *term.mask.template at<uint8_t>(part.row, column) != 0);
+      const bool counts = part.counts && (!term.mask.data || *term.mask.template at<uint8_t>(part.row, column) != 0);
       float g[K] = {};
       if (counts) {
         float p[K];
@@ -252,7 +252,7 @@ struct Latent {
 // one. SUM_LAST: so does the last, shared by a row's columns. SUMS: gradients of any kind.
 template <template <class, int> class Accumulator, class P, class X, int V, bool GRADIENTS, bool SUM_LAST, bool SUMS,
           bool LATENT, int K>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+__global__ void __launch_bounds__(kThreads, blocks_per_processor<K>)
     objective(const __grid_constant__ Term<K> term, const __grid_constant__ Term<2> standard,
               const __grid_constant__ Term<4> given, const __grid_constant__ Objective o, const Latent latent) {
   __shared__ float warps[kThreads / 32];
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
       }
       const int64_t cell = split * o.rows + row;
       float loss = see<Accumulator, P, X, V, GRADIENTS, SUM_LAST, SUMS>(term, part, weight, group, step == 0, cell,
-                                                                       writes, over_all, warps);
+                                                                        writes, over_all, warps);
       if (writes) o.nll[cell] = loss;
       if (LATENT && split == 0 && latent.kind != Latent::kAbsent) {
         part.first = 0, part.last = exists ? o.latent_columns : 0;
@@ -301,7 +301,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     }
     const int64_t part = split * tiling.groups + group;
     if (SUMS || SUM_LAST) deliver_totals(term, part, over_all, warps);
-    if (LATENT && SUMS && split == 0 && latent.kind == Latent::kGiven) deliver_totals(given, group, given_over_all, warps);
+    if (LATENT && SUMS && split == 0 && latent.kind == Latent::kGiven)
+      deliver_totals(given, group, given_over_all, warps);
     if (LATENT && o.loss && o.reduce) {
       losses = team_sum(losses, kThreads, warps);
       if (threadIdx.x == 0) o.loss[part] = losses;

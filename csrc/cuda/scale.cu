@@ -38,7 +38,8 @@ void scale_on(const Device& device, const Tensor& gradient, const Matrix& factor
 
 // (gradient [B, D], factor [] or [B])
 void scale_rows_(StableIValue* stack, uint64_t, uint64_t) {
-  if (is_double(stack[0], false) || is_double(stack[1], false)) return run_reference("vae_fast_reference::scale_rows_", stack);
+  if (is_double(stack[0], false) || is_double(stack[1], false))
+    return run_reference("vae_fast_reference::scale_rows_", stack);
   Arguments in(stack);
   const Tensor gradient = in.tensor(), factor = in.tensor();
   STD_TORCH_CHECK(gradient.dim() == 2 && gradient.is_contiguous(), "gradient must be contiguous of shape [B, D]");

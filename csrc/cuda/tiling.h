@@ -6,14 +6,19 @@
 
 namespace vae_fast {
 
-constexpr int kThreads = 128;     // of a block
-constexpr int kBlocksPerProcessor = 5;  // at least: up to 96 registers a thread, short of which ptxas spills
-constexpr int64_t kBlocks = 512;  // that many fill a large GPU
-constexpr int kLong = 8;          // blocks' widths in a row that is worth splitting, which takes a second launch
+constexpr int kThreads = 128;      // of a block
+constexpr int kBlocksInTurn = 20;  // of a launch, for each multiprocessor: few enough to be there at once, or nearly
+constexpr int64_t kBlocks = 512;   // that many fill a large GPU
+constexpr int kLong = 8;           // blocks' widths in a row that is worth splitting, which takes a second launch
+
+// At least, where an observation has K parameters: up to 96 or 128 registers a thread, short of which ptxas spills
+template <int K>
+constexpr int blocks_per_processor = K < 4 ? 5 : 4;
 
 struct Tiling {
-  int team = kThreads;     // neighbouring threads that take a row, 1 to kThreads; a tile is as many rows as a block has teams
-  int splits = 1;          // of a row, among blocks
+  int team =
+      kThreads;    // neighbouring threads that take a row, 1 to kThreads; a tile is as many rows as a block has teams
+  int splits = 1;  // of a row, among blocks
   int split_columns = 0;   // of a split
   int tiles_together = 1;  // consecutive tiles of a block, more than 1 where gradients are summed over rows
   int64_t tiles = 0, groups = 0;

@@ -1,39 +1,73 @@
-"""Every operator on operands of given shape and dtype: what the Triton kernels give, and the float64 reference."""
+"""Every operator on operands of given shape and dtype: what a backend's kernels give, against the float64 reference.
 
-from collections.abc import Callable, Sequence
+A backend is its operators, with torch.ops.vae_fast's names: torch.ops.vae_fast itself where it serves the CPU, or
+launches.OPERATORS, the Triton kernels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from operands import LAYOUTS
 from torch import Tensor
 
 from vae_fast import reference
-from vae_fast.kernels import elbo, latent
 
 SEED = torch.tensor(2**40 + 7)
 Z = 64
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+DTYPES = [F32, BF16, F16]
+# Short and odd rows; a full tile and its tail; a row that is cut among programs
+SHAPES = [(37, 20), (5, 784), (2, 1025), (1, 12_288)]
 
 
 @dataclass
 class Case:
-    """arguments: tensors of the operator, a prefix of them differentiable. call: runs the kernels on them.
-    expected: float64 (values, gradients), as call returns them. terms: sizes of what a value sums, for tolerances."""
+    """arguments: tensors of the operator, a prefix of them differentiable. call: runs a backend's operator on them.
+    expected: float64 (values, gradients), as call returns them. terms: how many each value [B] sums. shape: [B, D].
+    noise: there is some in the results. differences: the gradients are differences of numbers as large."""
 
     arguments: list[Any]
     call: Callable[..., Sequence[Tensor]]
     expected: Callable[..., Sequence[Tensor]]
+    terms: Sequence[int]
+    shape: Sequence[int]
+    noise: bool = False
+    differences: bool = False
 
-    def run(self) -> list[Tensor]:
-        return [t for t in self.call(*self.arguments) if t is not None and t.numel()]
+    def run(self, operators: Any) -> list[Tensor]:
+        return [t for t in self.call(operators, *self.arguments) if t.numel()]
 
     def exact(self) -> list[Tensor]:
         wide = [t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in self.arguments]
         return [t.detach() for t in self.expected(*wide)]
 
-    @property
-    def ideal(self) -> int:
-        """Bytes of the inputs once."""
-        return sum(t.numel() * t.element_size() for t in self.arguments if isinstance(t, Tensor))
+    def check(self, operators: Any) -> list[Tensor]:
+        """Values within 1e-6 of their terms; gradients within 1e-6, of the largest where they are sums or differences,
+        with noise in them 4e-6; all then as rounded."""
+        got, exact = self.run(operators), self.exact()
+        assert [g.shape for g in got] == [e.shape for e in exact]
+        terms = iter(self.terms)
+        for g, e in zip(got, exact, strict=True):
+            rounding = torch.finfo(g.dtype).eps / 2 if g.dtype.itemsize == 2 else 0
+            least = torch.finfo(g.dtype).smallest_normal * torch.finfo(g.dtype).eps
+            bound = self._bound(e, terms) + rounding * e.abs() * 1.01 + least
+            error = (g.double() - e).abs()
+            assert (error <= bound).all(), f"{g.dtype} {list(g.shape)}: error {error.max():.3g} of {e.abs().max():.3g}"
+        return got
+
+    def _bound(self, e: Tensor, terms: Iterator[int]) -> Tensor:
+        if e.dim() < 2:
+            return 1e-6 * (e.abs() + (next(terms) if e.dim() else 1))
+        rows, columns = self.shape
+        if self.differences or len(e) < rows or e.size(1) == 1 < columns:
+            return 1e-6 * e.abs().amax().clamp(min=rows)
+        return 1e-6 * (4 * (1 + e.abs()) if self.noise else e.abs().clamp(min=1))
+
+    def large(self) -> list[Tensor]:
+        """The inputs that aren't read by every block: those of which each byte should be read once."""
+        return [t for t in self.arguments if isinstance(t, Tensor) and t.numel() > 10_000]
 
 
 def differentiated(value: Callable[..., Any], leaves: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
@@ -71,18 +105,23 @@ def nll(
         )
         return [value, *gradients[:wanted]]
 
-    return Case(
-        [*parameters, x, weight, mask], lambda *arguments: elbo.nll(name, *arguments, (1 << wanted) - 1), expected
-    )
+    def call(operators: Any, *arguments: Any) -> Any:
+        return getattr(operators, f"{name}_nll")(*arguments, (1 << wanted) - 1)
+
+    return Case([*parameters, x, weight, mask], call, expected, [x.size(1)], x.shape)
 
 
 def logits(b: int, d: int, dtype: torch.dtype) -> Tensor:
     return (3 * torch.randn(b, d)).to(dtype)
 
 
-def bernoulli(b: int, d: int, dtype: torch.dtype, x_dtype: torch.dtype = torch.uint8, **selection: Any) -> Case:
+def normal(b: int, d: int, dtype: torch.dtype = F32) -> Tensor:
+    return torch.randn(b, d).to(dtype)
+
+
+def bernoulli(b: int, d: int, dtype: torch.dtype, x_dtype: torch.dtype = torch.uint8) -> Case:
     x = target(b, d, x_dtype)
-    return nll("bernoulli", [logits(b, d, dtype)], x, selection.get("weight"), selection.get("mask"))
+    return nll("bernoulli", [logits(b, d, dtype)], x)
 
 
 def bernoulli_probs(b: int, d: int, dtype: torch.dtype) -> Case:
@@ -101,71 +140,219 @@ def gaussian(
     return nll("gaussian", parameters, target(b, d, dtype), wanted=wanted)
 
 
-def elbo_case(b: int, d: int, dtype: torch.dtype, *, prior: bool = False, reduce: bool = True, z: int = Z) -> Case:
-    tensors = [logits(b, d, dtype), target(b, d, torch.uint8), *(torch.randn(b, z).to(dtype) for _ in range(2))]
-    tensors += [torch.randn(1, z).to(dtype) for _ in range(2)] if prior else [None, None]
+def elbo(
+    name: str,
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    latent: Sequence[Any],
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    beta_factor: Tensor | None = None,
+    *,
+    beta: float = 0.5,
+    reduce: bool = True,
+) -> Case:
+    """latent: mu, logvar, prior_mu, prior_logvar."""
+    elementwise, count, given = getattr(reference, name), len(parameters), latent[2] is not None
+    scale, latents = 0.75, 4 if given else 2
 
-    def expected(recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, *given: Any) -> list[Tensor]:
-        def value(recon: Tensor, mu: Tensor, logvar: Tensor, *given: Tensor) -> Any:
+    def expected(*wide: Any) -> list[Tensor]:
+        x, (weight, mask, factor) = wide[count], wide[count + 5 :]
+
+        def value(*leaves: Tensor) -> Any:
+            mu, logvar, *prior = leaves[count:]
             return reference.elbo(
-                reference.bernoulli, [recon], x, mu, logvar, given or None, beta=0.5, scale=0.75, reduce=reduce
-            )
+                elementwise, leaves[:count], x, mu, logvar, prior or None, weight=weight, mask=mask,
+                beta=beta if factor is None else beta * factor, scale=scale, reduce=reduce,
+            )  # fmt: skip
 
-        values, gradients = differentiated(value, [recon, mu, logvar, *(given if prior else ())])
+        values, gradients = differentiated(value, [*wide[:count], *wide[count + 1 : count + 1 + latents]])
         return [*values, *gradients]
 
-    def call(*arguments: Any) -> Any:
-        return elbo.elbo("bernoulli", *arguments, None, None, None, 0.5, 0.75, reduce, 31 if prior else 7)
+    def call(operators: Any, *arguments: Any) -> Any:
+        return getattr(operators, f"elbo_{name}")(*arguments, beta, scale, reduce, (1 << count + latents) - 1)
 
-    return Case(tensors, call, expected)
+    arguments = [*parameters, x, *latent, weight, mask, beta_factor]
+    return Case(arguments, call, expected, [*([] if reduce else [x.size(1)]), x.size(1), latent[0].size(1)], x.shape)
 
 
-def posterior(b: int, z: int, dtype: torch.dtype, prior: str | None) -> list[Any]:
-    tensors: list[Any] = [torch.randn(b, z).to(dtype) for _ in range(2)]
+def elbo_case(b: int, d: int, dtype: torch.dtype, *, prior: bool = False, reduce: bool = True, z: int = Z) -> Case:
+    latent = posterior(b, z, dtype, "column" if prior else None)
+    return elbo("bernoulli", [logits(b, d, dtype)], target(b, d, torch.uint8), latent, reduce=reduce)
+
+
+def posterior(b: int, z: int, dtype: torch.dtype, prior: str | None, prior_dtype: torch.dtype | None = None) -> list:
+    """mu, logvar, prior_mu, prior_logvar. prior: how it lies beside them."""
     shape = {None: None, "row": (b, 1), "column": (1, z), "full": (b, z), "number": (1, 1)}[prior]
-    return tensors + ([None, None] if shape is None else [torch.randn(shape).to(dtype) for _ in range(2)])
+    given = [None, None] if shape is None else [normal(*shape, prior_dtype or dtype) for _ in range(2)]
+    return [normal(b, z, dtype), normal(b, z, dtype), *given]
 
 
 def gaussian_kl(b: int, z: int, dtype: torch.dtype, prior: str | None = None) -> Case:
-    def expected(mu: Tensor, logvar: Tensor, *given: Any) -> list[Tensor]:
-        leaves = [mu, logvar, *(given if prior else ())]
-        value, gradients = differentiated(lambda m, v, *p: reference.gaussian_kl(m, v, p or None), leaves)
-        return [value, *gradients]
+    return kl_of(posterior(b, z, dtype, prior))
 
-    asked = 15 if prior else 3
-    return Case(posterior(b, z, dtype, prior), lambda *a: elbo.gaussian_kl(*a, None, asked), expected)
+
+def kl_of(latent: list[Any], weight: Tensor | None = None) -> Case:
+    given = latent[2] is not None
+
+    def expected(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any, weight: Any) -> list[Tensor]:
+        def value(*leaves: Tensor) -> Tensor:
+            mu, logvar, *prior = reference.select_rows(weight, *leaves)
+            return reference.weighted(reference.gaussian_kl(mu, logvar, prior or None), weight)
+
+        value_, gradients = differentiated(value, [mu, logvar, *((prior_mu, prior_logvar) if given else ())])
+        return [value_, *gradients]
+
+    asked, shape = 15 if given else 3, latent[0].shape
+    return Case([*latent, weight], lambda o, *a: o.gaussian_kl(*a, asked), expected, [shape[1]], shape)
 
 
 def monte_carlo_kl(b: int, z: int, dtype: torch.dtype) -> Case:
+    return log_ratio_of([normal(b, z, dtype), *posterior(b, z, dtype, "full")])
+
+
+def log_ratio_of(tensors: list[Tensor]) -> Case:
+    """tensors: z, mu, logvar, prior_mu, prior_logvar."""
+
     def expected(*leaves: Tensor) -> list[Tensor]:
         value, gradients = differentiated(lambda z, m, v, *p: reference.monte_carlo_kl(z, m, v, p), leaves)
         return [value, *gradients]
 
-    tensors = [torch.randn(b, z).to(dtype), *posterior(b, z, dtype, "full")]
-    return Case(tensors, lambda *a: elbo.monte_carlo_kl(*a, None, 31), expected)
+    shape = tensors[0].shape
+    call: Any = lambda o, *a: o.monte_carlo_kl(*a, None, 31)  # noqa: E731
+    return Case(tensors, call, expected, [shape[1]], shape, differences=True)
 
 
 def sample_kl(b: int, z: int, dtype: torch.dtype, prior: str | None = None) -> Case:
-    def expected(mu: Tensor, logvar: Tensor, *given: Any) -> Sequence[Tensor]:
-        return reference.sample_kl(mu, logvar, SEED, given if prior else None)
+    return sample_of(posterior(b, z, dtype, prior))
 
-    return Case(posterior(b, z, dtype, prior), lambda *a: latent.sample_kl(*a, SEED), expected)
+
+def sample_of(latent: list[Any]) -> Case:
+    def expected(mu: Tensor, logvar: Tensor, *prior: Any) -> Sequence[Tensor]:
+        return reference.sample_kl(mu, logvar, SEED, None if latent[2] is None else prior)
+
+    shape = latent[0].shape
+    return Case(latent, lambda o, *a: o.sample_kl(*a, SEED), expected, [shape[1]], shape, noise=True)
 
 
 def reparameterize(b: int, z: int, dtype: torch.dtype) -> Case:
     def expected(mu: Tensor, logvar: Tensor) -> list[Tensor]:
         return [reference.reparameterize(mu, logvar, SEED)]
 
-    return Case(posterior(b, z, dtype, None)[:2], lambda *a: [latent.reparameterize(*a, SEED)], expected)
+    tensors = posterior(b, z, dtype, None)[:2]
+    return Case(tensors, lambda o, *a: [o.reparameterize(*a, SEED)], expected, [], (b, z), noise=True)
 
 
 def sample_kl_backward(b: int, z: int, dtype: torch.dtype, prior: str | None = None) -> Case:
-    def expected(dz: Tensor, dkl: Tensor, mu: Tensor, logvar: Tensor, *given: Any) -> list[Tensor]:
+    return sample_backward_of(normal(b, z, dtype), torch.randn(b), posterior(b, z, dtype, prior))
+
+
+def sample_backward_of(dz: Tensor, dkl: Tensor, latent: list[Any]) -> Case:
+    given = latent[2] is not None
+
+    def expected(dz: Tensor, dkl: Tensor, mu: Tensor, logvar: Tensor, *prior: Any) -> list[Tensor]:
         def value(mu: Tensor, logvar: Tensor, *p: Tensor) -> Tensor:
             sample, kl = reference.sample_kl(mu, logvar, SEED, p or None)
             return (sample * dz).sum(1) + kl * dkl
 
-        return differentiated(value, [mu, logvar, *(given if prior else ())])[1]
+        return differentiated(value, [mu, logvar, *(prior if given else ())])[1]
 
-    tensors = [torch.randn(b, z).to(dtype), torch.randn(b), *posterior(b, z, dtype, prior)]
-    return Case(tensors, lambda *a: latent.sample_kl_backward(*a, SEED, 15 if prior else 3), expected)
+    def call(operators: Any, *arguments: Any) -> Any:
+        return operators.sample_kl_backward(*arguments, SEED, 15 if given else 3)
+
+    return Case([dz, dkl, *latent], call, expected, [], dz.shape, noise=True)
+
+
+KERNELS: dict[str, Callable[[int, int, torch.dtype], Case]] = {
+    "bernoulli": bernoulli,
+    "bernoulli, x as the logits": lambda b, d, dtype: bernoulli(b, d, dtype, dtype),
+    "bernoulli_probs": bernoulli_probs,
+    "gaussian": gaussian,
+    "gaussian, one log-variance": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (1, 1)),
+    "gaussian, fixed": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (1, 1), wanted=1),
+    "gaussian, one a feature": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (1, d)),
+    "gaussian, one a row": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (b, 1)),
+    "elbo": elbo_case,
+    "elbo, given prior": lambda b, d, dtype: elbo_case(b, d, dtype, prior=True),
+    "elbo of each row": lambda b, d, dtype: elbo_case(b, d, dtype, reduce=False),
+    "gaussian_kl": gaussian_kl,
+    "gaussian_kl, given prior": lambda b, d, dtype: gaussian_kl(b, d, dtype, "column"),
+    "monte_carlo_kl": monte_carlo_kl,
+    "sample_kl": sample_kl,
+    "sample_kl, given prior": lambda b, d, dtype: sample_kl(b, d, dtype, "column"),
+    "reparameterize": reparameterize,
+    "sample_kl_backward": sample_kl_backward,
+    "sample_kl_backward, given prior": lambda b, d, dtype: sample_kl_backward(b, d, dtype, "column"),
+}
+# Shapes that vector accesses suit, with one launch
+ALIGNED = {
+    "bernoulli": (64, 1536),
+    "bernoulli, x as the logits": (64, 1536),
+    "gaussian": (64, 1536),
+    "gaussian, fixed": (64, 1536),
+    "gaussian, one a row": (64, 1536),
+    "elbo of each row": (64, 1536),
+    "gaussian_kl": (8192, 64),
+    "monte_carlo_kl": (8192, 64),
+    "sample_kl": (8192, 64),
+    "reparameterize": (8192, 64),
+    "sample_kl_backward": (8192, 64),
+}
+
+
+# Operands that are special
+
+
+def bytes_or_bits(dtype: torch.dtype, x_dtype: torch.dtype) -> Case:
+    x = target(5, 96, torch.uint8) if x_dtype == torch.uint8 else torch.rand(5, 96) > 0.5
+    return nll("bernoulli", [logits(5, 96, dtype)], x)
+
+
+def in_layout(layout: str) -> list[Case]:
+    """Any strides; alignment that a vector access can't have."""
+    change = LAYOUTS[layout]
+    parameters = [change(torch.randn(7, 72)), change(torch.randn(7, 72))]
+    mask = change(torch.rand(7, 72)) > 0.3
+    return [
+        nll("gaussian", parameters, change(torch.rand(7, 72)), torch.rand(14)[::2], mask),
+        sample_of([change(torch.randn(7, 72)), change(torch.randn(7, 72)), None, None]),
+    ]
+
+
+def dropped(b: int = 6, d: int = 40, each: bool = True) -> Case:
+    """NaN and inf where a mask hides or a weight of 0 drops them. each: an element in the mask for each of x."""
+    mean, logvar, x = torch.randn(b, d), torch.randn(b, d), torch.rand(b, d)
+    mask, weight = torch.rand(b if each else 1, d) > 0.5, torch.tensor([1.0, 0, 2, 1, 0, 1])
+    for t in (mean, logvar, x):
+        t[~mask.expand(b, d)], t[weight == 0] = torch.nan, torch.inf
+    return nll("gaussian", [mean, logvar], x, weight, mask)
+
+
+def rows_masked_whole() -> Case:
+    """They need no variance."""
+    mean, logvar, mask = torch.randn(5, 37), torch.zeros(5, 1), torch.ones(5, 37, dtype=torch.bool)
+    mask[2:4], logvar[2], logvar[3] = False, torch.nan, torch.inf
+    return nll("gaussian", [mean, logvar], torch.rand(5, 37), None, mask)
+
+
+def smallest_weight(weight: float) -> Case:
+    """1 / weight overflows."""
+    parameters = [torch.tensor([[200.0, -200.0, 0.5, 88.0]])]
+    return nll("bernoulli", parameters, torch.rand(1, 4), torch.tensor([weight]))
+
+
+def float64_beside_float32() -> Case:
+    """x and weights in float64 are read as float32."""
+    return nll("bernoulli", [logits(5, 37, F32)], torch.rand(5, 37).double(), torch.rand(5).double())
+
+
+def logits_not_finite() -> Case:
+    given = logits(4, 80, F32)
+    given[1, 3], given[2, 5] = torch.nan, torch.inf
+    return nll("bernoulli", [given], torch.rand(4, 80))
+
+
+def zero_logits(dtype: torch.dtype) -> Case:
+    """Of either sign."""
+    zeros = torch.tensor([[0.0, -0.0, 0.0, -0.0]]).repeat(1, 8)
+    return nll("bernoulli", [zeros.to(dtype)], torch.rand(1, 32))

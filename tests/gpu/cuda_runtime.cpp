@@ -1,7 +1,7 @@
 // A CUDA runtime without a GPU: host code that nvcc compiled runs as it is, on CPU tensors that it takes for a GPU's.
 //
 // A launch goes to a function that cuda_launches.py installs. The linker's --wrap leads the calls of PyTorch's stable
-// ABI through here: CPU tensors say that they are on GPU 0, CUDA operators are registered under a key that no tensor
+// ABI through here: CPU tensors say that they are on the GPU, CUDA operators are registered under a key that no tensor
 // has, and pointers to data are addresses that only a kernel can follow. The extent of a tensor whose pointer was taken
 // is known to the kernels until the operator has ended, and so long the tensor lives.
 #include <cuda_runtime_api.h>
@@ -63,6 +63,8 @@ std::map<int, int> attributes = {
     {cudaDevAttrMaxSharedMemoryPerBlock, kSharedWithoutAsking},
     {cudaDevAttrMaxSharedMemoryPerBlockOptin, 163 << 10},
 };
+
+int gpu = 0;  // its number. One of other attributes is another GPU, since the host may remember what it asked for
 
 thread_local std::vector<Region> regions;
 thread_local std::vector<AtenTensorHandle> kept;
@@ -136,7 +138,12 @@ extern "C" {
 
 void emulation_start(int (*with)(const Launch*)) { execute = with; }
 
-void emulation_set_attribute(int attribute, int value) { attributes[attribute] = value; }
+void emulation_set_attribute(int attribute, int value) {
+  const auto [at, added] = attributes.try_emplace(attribute, value);
+  if (added || at->second == value) return;
+  at->second = value;
+  ++gpu;
+}
 
 // Between operators: the pointers that were taken mean nothing any more
 void emulation_forget() {
@@ -231,16 +238,16 @@ const char* cudaGetErrorName(cudaError_t error) {
 const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(error); }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = gpu;
   return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = gpu + 1;
   return cudaSuccess;
 }
 
-cudaError_t cudaSetDevice(int device) { return result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
+cudaError_t cudaSetDevice(int device) { return result(device == gpu ? cudaSuccess : cudaErrorInvalidDevice); }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const auto found = attributes.find(attribute);
@@ -331,12 +338,12 @@ AOTITorchError __wrap_aoti_torch_get_device_type(AtenTensorHandle, int32_t* type
 }
 
 AOTITorchError __wrap_aoti_torch_get_device_index(AtenTensorHandle, int32_t* index) {
-  *index = 0;
+  *index = gpu;
   return AOTI_TORCH_SUCCESS;
 }
 
 AOTITorchError __wrap_aoti_torch_get_current_device_index(int32_t* index) {
-  *index = 0;
+  *index = gpu;
   return AOTI_TORCH_SUCCESS;
 }
 

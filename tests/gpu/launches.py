@@ -1,13 +1,15 @@
 """The launches of vae_fast.kernels, compiled for GPUs that aren't there and executed in the PTX emulator.
 
 with emulated(cc=90) as launches:
-    kernels.elbo.nll("bernoulli", ...)         # on CPU tensors: each launch runs in the emulator
+    OPERATORS.bernoulli_nll(...)         # on CPU tensors: each launch runs in the emulator
 launches[0].stats.bytes
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import ptx_emulator
@@ -18,13 +20,26 @@ from triton.compiler import compile as triton_compile
 from triton.runtime import driver
 from triton.runtime.jit import create_function_from_signature
 
+from vae_fast.kernels import elbo, latent, scale
 from vae_fast.kernels import launch as launching
+from vae_fast.likelihoods import LIKELIHOODS
 
 TARGETS = {
     **{cc: GPUTarget("cuda", cc, 32) for cc in (80, 90, 100, 120)},
     "gfx942": GPUTarget("hip", "gfx942", 64),
     "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
+# The kernels by their operators' names
+OPERATORS = SimpleNamespace(
+    **{f"{name}_nll": functools.partial(elbo.nll, name) for name in LIKELIHOODS},
+    **{f"elbo_{name}": functools.partial(elbo.elbo, name) for name in LIKELIHOODS},
+    gaussian_kl=elbo.gaussian_kl,
+    monte_carlo_kl=elbo.monte_carlo_kl,
+    reparameterize=latent.reparameterize,
+    sample_kl=latent.sample_kl,
+    sample_kl_backward=latent.sample_kl_backward,
+    scale_rows_=lambda gradient, factor: scale.scale_rows_([gradient], factor),
+)
 _SCRATCH = ("global_scratch", "profile_scratch")
 
 

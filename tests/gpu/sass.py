@@ -282,15 +282,16 @@ def cuobjdump() -> str | None:
     return shutil.which("cuobjdump")
 
 
-def disassemble(cubin: bytes) -> str:
-    """Resource usage and SASS of every kernel in a cubin, as cuobjdump prints them."""
+def disassemble(cubin: bytes, function: str | None = None) -> str:
+    """Resource usage and SASS of every kernel in a cubin, or of one, as cuobjdump prints them."""
     tool = cuobjdump()
     if tool is None:
         raise FileNotFoundError("no cuobjdump: it comes with triton and with the CUDA toolkit")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        run = subprocess.run([tool, "-sass", "-res-usage", str(path)], capture_output=True, text=True)
+        only = ["-fun", function] if function else []
+        run = subprocess.run([tool, "-sass", "-res-usage", *only, str(path)], capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"cuobjdump failed: {run.stderr.strip()}")
     return run.stdout
@@ -299,7 +300,8 @@ def disassemble(cubin: bytes) -> str:
 def count(compiled: Any, function: str | None = None) -> Sass:
     """Counts a kernel that `triton.compile` returned, or the one named `function` (or a part of it) in a cubin."""
     cubin = compiled if isinstance(compiled, bytes) else compiled.asm["cubin"]
-    text = disassemble(cubin)
+    known = function is not None and b"\0" + function.encode() + b"\0" in cubin
+    text = disassemble(cubin, function if known else None)
     name = _pick(FUNCTION.findall(text), function)
     arch = _architecture(text)
     registers, stack, shared = _usage(text, name, arch)

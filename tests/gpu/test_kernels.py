@@ -3,8 +3,8 @@
 import cases
 import pytest
 import torch
-from launches import emulated, recorded
-from operands import LAYOUTS
+from cases import ALIGNED, DTYPES, KERNELS, SHAPES
+from launches import OPERATORS, emulated, recorded
 from ptx_emulator import MemoryFault, never_written
 
 from vae_fast.kernels import elbo, latent
@@ -12,53 +12,7 @@ from vae_fast.kernels.fold import add_partials
 from vae_fast.kernels.scale import scale_rows_
 from vae_fast.kernels.tiling import latent_tiling_of, tiling_of
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ARCHITECTURES = [80, 90, 100]
-KERNELS = {
-    "bernoulli": cases.bernoulli,
-    "bernoulli, x as the logits": lambda b, d, dtype: cases.bernoulli(b, d, dtype, dtype),
-    "bernoulli_probs": cases.bernoulli_probs,
-    "gaussian": cases.gaussian,
-    "gaussian, one log-variance": lambda b, d, dtype: cases.gaussian(b, d, dtype, lambda b, d: (1, 1)),
-    "gaussian, fixed": lambda b, d, dtype: cases.gaussian(b, d, dtype, lambda b, d: (1, 1), wanted=1),
-    "gaussian, one a feature": lambda b, d, dtype: cases.gaussian(b, d, dtype, lambda b, d: (1, d)),
-    "gaussian, one a row": lambda b, d, dtype: cases.gaussian(b, d, dtype, lambda b, d: (b, 1)),
-    "elbo": cases.elbo_case,
-    "elbo, given prior": lambda b, d, dtype: cases.elbo_case(b, d, dtype, prior=True),
-    "elbo of each row": lambda b, d, dtype: cases.elbo_case(b, d, dtype, reduce=False),
-    "gaussian_kl": cases.gaussian_kl,
-    "gaussian_kl, given prior": lambda b, d, dtype: cases.gaussian_kl(b, d, dtype, "column"),
-    "monte_carlo_kl": cases.monte_carlo_kl,
-    "sample_kl": cases.sample_kl,
-    "sample_kl, given prior": lambda b, d, dtype: cases.sample_kl(b, d, dtype, "column"),
-    "reparameterize": cases.reparameterize,
-    "sample_kl_backward": cases.sample_kl_backward,
-    "sample_kl_backward, given prior": lambda b, d, dtype: cases.sample_kl_backward(b, d, dtype, "column"),
-}
-# Short and odd rows; a full tile and its tail; a row that is cut among programs
-SHAPES = [(37, 20), (5, 784), (2, 1025), (1, 12_288)]
-
-
-def close(got, exact, shape, noise=False, differences=False):
-    """Values within 1e-6 of their D terms; gradients within 1e-6, of the largest where they are sums or differences,
-    with noise in them 4e-6; all then as rounded."""
-    assert len(got) == len(exact)
-    for g, e in zip(got, exact, strict=True):
-        assert g.shape == e.shape
-        if e.dim() < 2:
-            bound = 1e-6 * (e.abs() + (shape[1] if e.dim() else 1))
-        elif differences or e.numel() < shape[0] * shape[1]:
-            bound = 1e-6 * e.abs().amax().clamp(min=shape[0])
-        else:
-            bound = 1e-6 * (4 * (1 + e.abs()) if noise else e.abs().clamp(min=1))
-        rounding = torch.finfo(g.dtype).eps / 2 if g.dtype.itemsize == 2 else 0
-        bound = bound + rounding * e.abs() * 1.01 + torch.finfo(g.dtype).smallest_normal * torch.finfo(g.dtype).eps
-        error = (g.double() - e).abs()
-        assert (error <= bound).all(), f"{g.dtype} {tuple(g.shape)}: error {error.max():.3g} of {e.abs().max():.3g}"
-
-
-def noisy(name):
-    return name.startswith(("sample", "reparameterize"))
 
 
 @pytest.mark.parametrize("cc", ARCHITECTURES)
@@ -68,7 +22,7 @@ def test_numbers(name, dtype, cc, poisoned):
     for shape in SHAPES[: 2 if cc == 80 else 1] if cc != 90 else SHAPES[2:]:
         case = KERNELS[name](*shape, dtype)
         with emulated(cc, racecheck=True) as launches:
-            close(case.run(), case.exact(), shape, noisy(name), name == "monte_carlo_kl")
+            case.check(OPERATORS)
         for launch in launches:
             compiled = launch.stats.compiled
             undefined = never_written(compiled.asm["ptx"], compiled.metadata.name)
@@ -81,7 +35,7 @@ def test_numbers_where_a_tile_has_many_rows(poisoned):
         for name in ("bernoulli", "gaussian, one a feature", "elbo, given prior", "sample_kl_backward, given prior"):
             case = KERNELS[name](*shape, torch.bfloat16)
             with emulated(90):
-                close(case.run(), case.exact(), shape, noisy(name))
+                case.check(OPERATORS)
 
 
 @pytest.mark.parametrize("shape", [(3, 784), (1, 12_288), (700, 40)], ids=str)
@@ -91,7 +45,7 @@ def test_numbers_for_latents_of_any_width(prior, z, shape, poisoned):
     """With tails and cuts of their own, beside images whose rows are cut, whole or many a tile."""
     case = cases.elbo_case(*shape, torch.float32, prior=prior, z=z)
     with emulated(80):
-        close(case.run(), case.exact(), (shape[0], shape[1] + z))
+        case.check(OPERATORS)
 
 
 @pytest.mark.parametrize("name", ["bernoulli", "gaussian", "gaussian_kl"])
@@ -99,25 +53,9 @@ def test_numbers_with_the_worst_errors_of_approximate_instructions(name):
     """Each .approx instruction as wrong as its bound allows."""
     case = KERNELS[name](5, 784, torch.float32)
     with emulated(90, approx_noise=7):
-        got, exact = case.run(), case.exact()
+        got, exact = case.run(OPERATORS), case.exact()
     for g, e in zip(got, exact, strict=True):
         assert ((g - e).abs() <= 2e-6 * e.abs().clamp(min=1)).all()
-
-
-# Shapes that vector accesses suit
-ALIGNED = {
-    "bernoulli": (64, 1536),
-    "bernoulli, x as the logits": (64, 1536),
-    "gaussian": (64, 1536),
-    "gaussian, fixed": (64, 1536),
-    "gaussian, one a row": (64, 1536),
-    "elbo of each row": (64, 1536),
-    "gaussian_kl": (8192, 64),
-    "monte_carlo_kl": (8192, 64),
-    "sample_kl": (8192, 64),
-    "reparameterize": (8192, 64),
-    "sample_kl_backward": (8192, 64),
-}
 
 
 @pytest.mark.parametrize("cc", ARCHITECTURES)
@@ -127,7 +65,7 @@ def test_bytes(name, dtype, cc):
     """Each input is read once and each output written once, in whole sectors; what is small may be read by many."""
     case = KERNELS[name](*ALIGNED[name], dtype)
     with emulated(cc) as launches:
-        outputs = case.run()
+        outputs = case.run(OPERATORS)
     (launch,) = launches
     assert_read_once(case, launch)
     assert launch.stats.bytes["st"] == sum(t.numel() * t.element_size() for t in outputs)
@@ -136,11 +74,10 @@ def test_bytes(name, dtype, cc):
 
 
 def assert_read_once(case, launch):
-    large = [t for t in case.arguments if isinstance(t, torch.Tensor) and t.numel() > 10_000]
     tensors = {k: a for k, a in enumerate(launch.runtime) if isinstance(a, torch.Tensor)}
     read = {a.data_ptr(): launch.stats.traffic[k].loaded for k, a in tensors.items()}
-    assert large
-    for t in large:
+    assert case.large()
+    for t in case.large():
         size = t.numel() * t.element_size()
         assert size <= read[t.data_ptr()] <= 1.02 * size
 
@@ -149,47 +86,30 @@ def test_bytes_of_rows_with_a_tail():
     """784 pixels: the tail's tile is as wide as the tail."""
     case = cases.bernoulli(8192, 784, torch.bfloat16)
     with emulated(90) as launches:
-        case.run()
+        case.run(OPERATORS)
     assert_read_once(case, launches[0])
 
 
 @pytest.mark.parametrize("x_dtype", [torch.uint8, torch.bool])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bytes_and_bits_as_x(dtype, x_dtype):
-    logits = cases.logits(5, 96, dtype)
-    x = cases.target(5, 96, torch.uint8) if x_dtype == torch.uint8 else torch.rand(5, 96) > 0.5
-    case = cases.nll("bernoulli", [logits], x)
     with emulated(80):
-        close(case.run(), case.exact(), (5, 96))
+        cases.bytes_or_bits(dtype, x_dtype).check(OPERATORS)
 
 
 @pytest.mark.parametrize("layout", ["sliced", "transposed", "spaced", "expanded"])
 def test_layouts(layout):
-    """Any strides; alignment that a vector access can't have."""
-    change = LAYOUTS[layout]
-    parameters = [change(torch.randn(7, 72)), change(torch.randn(7, 72))]
-    mask = change(torch.rand(7, 72)) > 0.3
-    case = cases.nll("gaussian", parameters, change(torch.rand(7, 72)), torch.rand(14)[::2], mask)
     with emulated(90):
-        close(case.run(), case.exact(), (7, 72))
-    posterior = [change(torch.randn(7, 72)), change(torch.randn(7, 72)), None, None]
-    like = cases.sample_kl(1, 4, torch.float32)
-    case = cases.Case(posterior, like.call, like.expected)
-    with emulated(90):
-        close(case.run(), case.exact(), (7, 72), noise=True)
+        for case in cases.in_layout(layout):
+            case.check(OPERATORS)
 
 
 def test_what_is_masked_or_of_weight_zero_stays_out():
     """NaN and inf there reach neither the values nor the gradients."""
-    mean, logvar, x = torch.randn(6, 40), torch.randn(6, 40), torch.rand(6, 40)
-    mask, weight = torch.rand(6, 40) > 0.5, torch.tensor([1.0, 0, 2, 1, 0, 1])
-    for t in (mean, logvar, x):
-        t[~mask], t[weight == 0] = torch.nan, torch.inf
-    case = cases.nll("gaussian", [mean, logvar], x, weight, mask)
+    case = cases.dropped()
     with emulated(90):
-        got = case.run()
-    close(got, case.exact(), (6, 40))
-    assert all(t.isfinite().all() for t in got)
+        got = case.check(OPERATORS)
+    *_, weight, mask = case.arguments
     assert (got[1][~mask] == 0).all() and (got[2][weight == 0] == 0).all()
 
 
@@ -198,38 +118,26 @@ def test_what_is_masked_or_of_weight_zero_stays_out():
 def test_priors_of_any_shape(prior, shape, poisoned):
     """Beside columns that fill no tile, too."""
     for make in (cases.gaussian_kl, cases.sample_kl, cases.sample_kl_backward):
-        case = make(*shape, torch.float32, prior)
         with emulated(90):
-            close(case.run(), case.exact(), shape, noise=make is not cases.gaussian_kl)
+            make(*shape, torch.float32, prior).check(OPERATORS)
 
 
 def test_a_row_that_is_masked_whole_needs_no_variance():
-    mean, logvar, mask = torch.randn(5, 37), torch.zeros(5, 1), torch.ones(5, 37, dtype=torch.bool)
-    mask[2:4], logvar[2], logvar[3] = False, torch.nan, torch.inf
-    case = cases.nll("gaussian", [mean, logvar], torch.rand(5, 37), None, mask)
     with emulated(90):
-        got = case.run()
-    close(got, case.exact(), (5, 37))
+        got = cases.rows_masked_whole().check(OPERATORS)
     assert (got[0][2:4] == 0).all()
 
 
 @pytest.mark.parametrize("weight", [1e-39, 0.0, -1e-39, 3e-38])
 def test_gradients_at_the_smallest_weights(weight):
-    """1 / weight overflows there."""
-    case = cases.nll(
-        "bernoulli", [torch.tensor([[200.0, -200.0, 0.5, 88.0]])], torch.rand(1, 4), torch.tensor([weight])
-    )
     with emulated(90):
-        value, gradient = case.run()
+        value, gradient = cases.smallest_weight(weight).run(OPERATORS)
     assert value.abs() < 1e-35 and gradient.abs().max() <= 4e-38
 
 
 def test_float64_beside_float32_parameters():
-    """x and weights in float64 are read as float32."""
-    x, weight = torch.rand(5, 37).double(), torch.rand(5).double()
-    case = cases.nll("bernoulli", [cases.logits(5, 37, torch.float32)], x, weight)
     with emulated(90):
-        close(case.run(), case.exact(), (5, 37))
+        cases.float64_beside_float32().check(OPERATORS)
 
 
 def test_wrong_shapes_raise_before_anything_is_read():
@@ -253,21 +161,16 @@ def test_wrong_shapes_raise_before_anything_is_read():
 
 
 def test_nan_and_infinity_stay_in_their_row():
-    logits = cases.logits(4, 80, torch.float32)
-    logits[1, 3], logits[2, 5] = torch.nan, torch.inf
-    case = cases.nll("bernoulli", [logits], torch.rand(4, 80))
     with emulated(90):
-        value, gradient = case.run()
+        value, gradient = cases.logits_not_finite().run(OPERATORS)
     assert value.isfinite().tolist() == [True, False, False, True]
     assert gradient[[0, 3]].isfinite().all() and gradient[1, 3].isnan()
 
 
 def test_zero_and_negative_zero_logits():
-    logits = torch.tensor([[0.0, -0.0, 0.0, -0.0]]).repeat(1, 8)
     for dtype in DTYPES:
-        case = cases.nll("bernoulli", [logits.to(dtype)], torch.rand(1, 32), None, None)
         with emulated(90):
-            close(case.run(), case.exact(), (1, 32))
+            cases.zero_logits(dtype).check(OPERATORS)
 
 
 def test_sums_of_several_programs_have_the_same_bits_whatever_runs_first():
@@ -275,7 +178,7 @@ def test_sums_of_several_programs_have_the_same_bits_whatever_runs_first():
     results = []
     for threads in (1, 16_384):  # programs one by one, and many at a time
         with emulated(90, batch_threads=threads):
-            results.append(case.run())
+            results.append(case.run(OPERATORS))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -285,7 +188,7 @@ def test_sums_of_several_programs_have_the_same_bits_whatever_runs_first():
 def planted(case, change):
     """The case's first launch, its arguments changed by name."""
     with recorded() as launches:
-        case.call(*case.arguments)
+        case.call(OPERATORS, *case.arguments)
     launch = launches[0]
     names = [p.name for p in launch.kernel.params]
     arguments = dict(zip(names, launch.arguments, strict=True))
@@ -327,7 +230,7 @@ def test_the_launch_that_faults_are_planted_in_is_right():
 def test_compiles(name, target):
     case = KERNELS[name](64, 96, torch.bfloat16)
     with recorded() as launches:
-        case.call(*case.arguments)
+        case.call(OPERATORS, *case.arguments)
     for launch in launches:
         assert launch.compile(target)[0].asm["cubin" if isinstance(target, int) else "hsaco"]
 
@@ -415,5 +318,5 @@ def test_an_elbo_of_each_row_is_one_launch_and_a_mean_one_more_of_one_program():
     for reduce, grids in ((False, [(512, 1)]), (True, [(512, 1), (1,)])):
         case = cases.elbo_case(8192, 784, torch.bfloat16, reduce=reduce)
         with recorded() as launches:
-            case.call(*case.arguments)
+            case.call(OPERATORS, *case.arguments)
         assert [launch.grid for launch in launches] == grids

@@ -1,0 +1,117 @@
+"""What the CUDA C++ kernels may cost, counted in the machine code of the library as it was built: the bars of
+test_budgets.py, but where nvcc packs no pairs of float32 operations for sm_100 as Triton's compiler does."""
+
+import re
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+import sass
+import test_budgets
+import torch
+from cuda_launches import emulated
+
+import vae_fast
+from vae_fast.ops.library import build_record
+
+LIBRARY = Path(vae_fast.__file__).with_name("_C_cuda.so")
+ARCHITECTURES = [80, 90, 100]
+USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+
+pytestmark = [
+    pytest.mark.skipif(sass.cuobjdump() is None, reason="there is no cuobjdump"),
+    pytest.mark.skipif(not LIBRARY.exists(), reason=f"not built: {build_record().get('skipped', {}).get('cuda')}"),
+]
+
+# test_budgets.py's names: the kernel here, instructions on sm_80, 90, 100
+BARS = {
+    "Bernoulli, bfloat16 and bytes": (
+        "objective<Bernoulli, BFloat16, unsigned char, 8, true, false, false, true, 1>", (17.5, 17.5, 17.5),
+    ),
+    "Bernoulli, float32": ("objective<Bernoulli, float, float, 4, true, false, false, true, 1>", (15, 15, 15)),
+    "Bernoulli, float32 and bytes": (
+        "objective<Bernoulli, float, unsigned char, 4, true, false, false, true, 1>", (17.5, 17.5, 17.5),
+    ),
+    "Bernoulli without gradient": (
+        "objective<Bernoulli, BFloat16, unsigned char, 8, false, false, false, true, 1>", (11.5, 11.5, 11.5),
+    ),
+    "Gaussian, fixed": ("objective<GaussianShared, BFloat16, BFloat16, 8, true, false, false, true, 2>", (8, 8, 8)),
+    "Gaussian, log-variance": ("objective<Gaussian, BFloat16, BFloat16, 8, true, false, false, true, 2>", (17, 17, 17)),
+    "reparameterize": ("sample<StandardKl, BFloat16, 8, false, false, 2>", (24.5, 24.5, 24.5)),
+    "sample_kl": ("sample<StandardKl, BFloat16, 8, false, true, 2>", (38, 38, 38)),
+    "sample_kl backward": ("sample<StandardKl, BFloat16, 8, true, true, 2>", (32.5, 32.5, 32.5)),
+}  # fmt: skip
+
+
+def cuobjdump(*arguments, folder=None):
+    command = [sass.cuobjdump(), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
+
+
+def demangled(names):
+    found = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    return [re.sub(r"(vae_fast|c10)::", "", name).removeprefix("void ") for name in found.splitlines()]
+
+
+@cache
+def kernels(cc):
+    """{name: (mangled name, cubin)} of the library's kernels for one architecture."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cuobjdump("-xelf", f"sm_{cc}", LIBRARY, folder=folder)
+        for path in Path(folder).glob(f"*.sm_{cc}.cubin"):
+            mangled = [match[1] for match in USAGE.finditer(cuobjdump("-res-usage", path))]
+            cubin = path.read_bytes()
+            names = [name.partition("(")[0] for name in demangled(mangled)]
+            found |= {name: (of, cubin) for name, of in zip(names, mangled, strict=True)}
+    return found
+
+
+@cache
+def counted(name, cc):
+    mangled, cubin = kernels(cc)[BARS[name][0]]
+    return sass.count(cubin, mangled)
+
+
+@pytest.mark.parametrize("cc", ARCHITECTURES)
+@pytest.mark.parametrize("name", BARS)
+def test_the_loop(name, cc):
+    _, read, widths, _, mufu = test_budgets.BARS[name]
+    code = counted(name, cc)
+    per_element = code.body.per_element(code.body.elements(read))
+    assert per_element.instructions <= BARS[name][1][ARCHITECTURES.index(cc)]
+    assert per_element.mufu <= mufu
+    assert per_element.fp64 == 0
+    if name == "Bernoulli, bfloat16 and bytes":
+        assert per_element.conversions == 0
+    assert code.body.shared_accesses == 0
+    assert {bits for (kind, bits) in code.body.accesses if kind in ("LDG", "STG")} == widths
+
+
+@pytest.mark.parametrize("cc", [80, 86, 89, 90, 100, 120])
+def test_no_kernel_has_local_memory(cc):
+    """No spills, no arrays that leave the registers: in any kernel, for any architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        cuobjdump("-xelf", f"sm_{cc}", LIBRARY, folder=folder)
+        paths = list(Path(folder).glob(f"*.sm_{cc}.cubin"))
+        usage = [match for path in paths for match in USAGE.finditer(cuobjdump("-res-usage", path))]
+    assert len(usage) > 90
+    assert [(match[1], match[0]) for match in usage if int(match[3]) or int(match[5])] == []
+    assert max(int(match[2]) for match in usage) <= 128
+
+
+def test_the_whole_bernoulli_kernel():
+    """784 pixels, with what runs once a row: the PTX that a thread executes there is the most that SASS can be."""
+    executed = {}
+    for width in (784, 1040):  # 13 and 17 turns of a team of eight threads
+        logits, x = torch.randn(8192, width, dtype=torch.bfloat16), torch.zeros(8192, width, dtype=torch.uint8)
+        with emulated(90) as launches:
+            torch.ops.vae_fast.bernoulli_nll(logits, x, None, None, 1)
+        executed[width] = launches[0].stats.instructions / (8192 * 8)
+    a_column = (executed[1040] - executed[784]) / (1040 - 784) * 8
+    once = executed[784] - a_column * 784 / 8
+    body = counted("Bernoulli, bfloat16 and bytes", 90).body
+    turns = 13 / (784 / 64)  # the last is a quarter full
+    assert turns * body.per_element(body.elements(3)).instructions + once / (784 / 8) <= 22
