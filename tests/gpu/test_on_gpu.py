@@ -1,9 +1,10 @@
-"""What only a GPU can show: graphs, streams, synchronisation, memory, launches, sizes. Skipped where there is none."""
+"""What only a GPU can show: graphs, streams, synchronisation, memory, launches, sizes; for each backend that runs there.
+Skipped where there is no GPU."""
 
 import itertools
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -17,10 +18,22 @@ GPU = torch.device("cuda", 0)
 B, D, Z = 64, 784, 16
 
 pytestmark = [
-    pytest.mark.skipif(unavailable("triton") is not None, reason=f"no GPU to run on: {unavailable('triton')}"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
 ]
+
+
+@pytest.fixture(autouse=True, params=["cuda", "triton"])
+def backend(request):
+    """The backend that a test runs on; None is the one that the library chooses."""
+    if request.param and (reason := unavailable(request.param)):
+        pytest.skip(reason)
+    with vae_fast.backend(request.param) if request.param else nullcontext():
+        yield request.param
+
+
+unforced = pytest.mark.parametrize("backend", [None], indirect=True)
 
 
 def normal(*shape, dtype=torch.float32):
@@ -150,10 +163,25 @@ def room(gibibytes):
         pytest.skip(f"needs {gibibytes} GiB of the GPU's memory")
 
 
-def test_the_kernels_serve_the_gpu():
-    assert "cuda -> triton" in vae_fast.report()
-    with vae_fast.backend("triton"):
-        vae_fast.bernoulli_nll(normal(2, 3), uniform(2, 3))
+@unforced
+def test_the_kernels_serve_the_gpu(backend):
+    chosen = "triton" if unavailable("cuda") else "cuda"
+    assert f"cuda -> {chosen}" in vae_fast.report()
+    vae_fast.bernoulli_nll(normal(2, 3), uniform(2, 3))
+
+
+@unforced
+def test_the_backends_agree(backend):
+    """Both, on the same data; noise within a few units in the last place."""
+    if unavailable("cuda") or unavailable("triton"):
+        pytest.skip("only one backend runs here")
+    for leaves, function in (WORKLOADS[name]() for name in ("bernoulli", "gaussian, one a feature", "of each row")):
+        results = []
+        for name in ("cuda", "triton"):
+            torch.manual_seed(3)
+            with vae_fast.backend(name):
+                results.append(train(leaves, function))
+        assert close(*results)
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -435,7 +463,8 @@ def test_generators_of_the_gpu():
         vae_fast.reparameterize(mu, mu, generator=torch.Generator())
 
 
-def test_float64_is_left_to_the_reference_which_says_so_once():
+@unforced
+def test_float64_is_left_to_the_reference_which_says_so_once(backend):
     announce.cache_clear()
     logits, x = normal(B, D, dtype=torch.float64), uniform(B, D)
     with warnings.catch_warnings(record=True) as caught:
@@ -446,7 +475,8 @@ def test_float64_is_left_to_the_reference_which_says_so_once():
     assert equal(values, [reference.nll(reference.bernoulli, [logits], x)] * 2)
 
 
-def test_training_command(tmp_path):
+@unforced
+def test_training_command(tmp_path, backend):
     pytest.importorskip("lightning")
     from cli_helpers import started, write_bars
 
