@@ -21,7 +21,9 @@ struct None {};  // in place of x's dtype: there is none
 
 // Columns that a thread reads at once: 128 bits of the widest operand, or 0 where dtypes are known at run time only
 template <class P, class X>
-constexpr int vector_of = std::is_same_v<P, Any> ? 0 : std::is_same_v<X, float> ? 4 : 16 / sizeof(P);
+constexpr int vector_of = std::is_same_v<P, Any>     ? 0
+                          : std::is_same_v<X, float> ? 4
+                                                     : 16 / sizeof(P);
 template <class X>
 constexpr int vector_of<Any, X> = 0;
 
@@ -133,6 +135,7 @@ __device__ __forceinline__ void see_vectors(const Term<K>& term, const Part& par
   constexpr int kEach = shares_last<A> ? K - 1 : K;  // parameters that have an element for each observation
   constexpr bool kSumLast = kEach < K && (WANTED >> (K - 1) & 1);
   constexpr int kInterval = A::kJoined / V < kSteps ? A::kJoined / V : kSteps;
+  constexpr int kTogether = A::kHeavy || std::is_same_v<X, None> ? 1 : 2;  // turns whose loads are under way at once
   const P* in[K];
   P* out[K];
 #pragma unroll
@@ -151,7 +154,7 @@ __device__ __forceinline__ void see_vectors(const Term<K>& term, const Part& par
     A state = start<A>(last_parameter);
     const int now = min(turns, kInterval);
     turns -= now;
-#pragma unroll 2
+#pragma unroll kTogether
     for (int turn = 0; turn < now; ++turn, column += stride) {
       float parameters[K][V], gradients[K][V], observed[V] = {};
 #pragma unroll
@@ -263,7 +266,7 @@ __device__ __forceinline__ float see(const Term<K>& term, const Part& part, cons
 //
 // P, X: dtypes of the parameters and x. With Any, gradients may be sums. WANTED: see above; for Any, as it comes.
 template <template <class, int> class Accumulator, class P, class X, int WANTED, int K>
-__global__ void __launch_bounds__(kThreads, blocks_per_processor<K>)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
     objective(const __grid_constant__ Term<K> term, const __grid_constant__ Term<2> standard,
               const __grid_constant__ Objective o, const Latent latent) {
   constexpr bool kLikelihood = !std::is_same_v<X, None>;
