@@ -67,7 +67,8 @@ def kernels(cc):
 def loop(name, cc):
     """The one of a kernel's loops by vectors that loads more in a turn; the other is the latent's."""
     mangled, cubin = kernels(cc)[BARS[name][0]]
-    by_vectors = [body for body in sass.count(cubin, mangled).loops if body.nested == 0 and ("LDG", 128) in body.accesses]
+    loops = sass.count(cubin, mangled).loops
+    by_vectors = [body for body in loops if body.nested == 0 and ("LDG", 128) in body.accesses]
     return max(by_vectors, key=lambda body: body.bytes_loaded)
 
 
