@@ -24,8 +24,6 @@ template <class P, class X>
 constexpr int vector_of = std::is_same_v<P, Any>     ? 0
                           : std::is_same_v<X, float> ? 4
                                                      : 16 / sizeof(P);
-template <class X>
-constexpr int vector_of<Any, X> = 0;
 
 // Where a parameter's gradient goes. A parameter that is one number a row, one row for all, or both, gets a sum.
 struct Gradient {
