@@ -62,14 +62,14 @@ VAE_FAST_FN float magnitude(float v) {
 VAE_FAST_FN double magnitude(double v) { return std::fabs(v); }
 
 // The larger one; either, if one is NaN
-template <class T>
-VAE_FAST_FN T larger(T a, T b) {
+VAE_FAST_FN float larger(float a, float b) {
 #if defined(__CUDA_ARCH__)
-  return fmax(a, b);
+  return fmaxf(a, b);
 #else
   return a > b ? a : b;
 #endif
 }
+VAE_FAST_FN double larger(double a, double b) { return a > b ? a : b; }
 
 VAE_FAST_FN float square_root(float v) {
 #if defined(__CUDA_ARCH__)

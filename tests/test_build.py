@@ -83,7 +83,7 @@ def tree(tmp_path: Path) -> Path:
     shutil.rmtree(copy / "csrc")
     (copy / "csrc/cpu").mkdir(parents=True)
     (copy / "csrc/one.h").write_text("inline int one() { return 1; }\n")
-    (copy / "csrc/cpu/two.cpp").write_text('#include "one.h"\nint two() { return 2 * one(); }\n')
+    (copy / "csrc/cpu/two.cpp").write_text('#include "../one.h"\nint two() { return 2 * one(); }\n')
     return copy
 
 
@@ -91,7 +91,7 @@ def tree(tmp_path: Path) -> Path:
 def cuda_tree(tree: Path) -> Path:
     """The same with one small CUDA file and its header."""
     (tree / "csrc/cuda").mkdir()
-    (tree / "csrc/cuda/own.cuh").write_text('#include "one.h"\n')
+    (tree / "csrc/cuda/own.cuh").write_text('#include "../one.h"\n')
     (tree / "csrc/cuda/three.cu").write_text('#include "own.cuh"\n' + CUDA_SOURCE)
     return tree
 
@@ -254,7 +254,7 @@ def test_cuda_objects_are_made_again_when_their_headers_have_changed(cuda_tree, 
 
     first = objects_made()
     assert objects_made() == first
-    (cuda_tree / "csrc/cuda/own.cuh").write_text('#include "one.h"\n\n')
+    (cuda_tree / "csrc/cuda/own.cuh").write_text('#include "../one.h"\n\n')
     second = objects_made()
     assert second["two"] == first["two"] and second["thr"] != first["thr"]
     (cuda_tree / "csrc/one.h").write_text("inline int one() { return 1 + 0; }\n")

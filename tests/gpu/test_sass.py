@@ -223,7 +223,7 @@ Resource usage:
 
 
 def test_a_listing_of_two_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sass, "disassemble", lambda cubin: LISTING)
+    monkeypatch.setattr(sass, "disassemble", lambda cubin, function=None: LISTING)
     with pytest.raises(LookupError, match="None is 2 of the kernels"):
         count(b"")
     code = count(b"", "second")
@@ -254,7 +254,7 @@ LEFT_BY_CALL = """
 
 def test_a_loop_that_is_left_by_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """As ptxas writes it for sm_80: what follows belongs to the kernel, a function that returns does not."""
-    monkeypatch.setattr(sass, "disassemble", lambda cubin: LEFT_BY_CALL)
+    monkeypatch.setattr(sass, "disassemble", lambda cubin, function=None: LEFT_BY_CALL)
     code = count(b"")
     assert code.whole.counts == Counts(instructions=6, lsu=2, control=4)
     assert code.body.counts == Counts(instructions=3, lsu=1, control=2)
