@@ -1,5 +1,6 @@
 """The benchmarks work: each runs once at its smallest size, and the harness measures what it says. Nothing is timed."""
 
+import json
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -263,7 +264,14 @@ def test_without_a_gpu_or_its_library_nothing_is_read(harness, monkeypatch):
     assert nvml.watch() is None
 
 
-# tables
+# tables, plots, comparison
+
+
+def stored(harness, path, records, **more):
+    about = harness.about(quick=False, command="the command") | {"load": 0.0} | more
+    run = {"benchmarks": [{"extra_info": r} for r in records], "vae_fast": {"about": about, "tables": {}}}
+    path.write_text(json.dumps(run))
+    return path
 
 
 @pytest.fixture
@@ -282,6 +290,20 @@ def test_a_record_has_every_figure(harness, records):
     assert ours["extra_bytes"] < 1.01 * ours["gradient_bytes"] and 0 < ours["operations"] < 10
 
 
+def test_a_stored_run_is_rendered(harness, records, tmp_path):
+    import render
+
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{render.START}\nstale\n{render.END}\nafter\n")
+    render.main([str(stored(harness, tmp_path / "run.json", records)), "--docs", str(tmp_path)])
+    text = page.read_text()
+    assert text.startswith("before") and text.endswith("after\n") and "stale" not in text
+    assert "    the command\n" in text and torch.__version__ in text and "Mistrust" not in text
+    assert "| ours, ms |" in " ".join(text.split()) and "eager / ours" in text
+    for name in render.PLOTS:
+        assert f"({name})" in text and "the command" in (tmp_path / name).read_text()
+
+
 def test_throttled_rows_and_busy_machines_are_named(harness, records):
     import tables
 
@@ -295,3 +317,50 @@ def test_throttled_rows_and_busy_machines_are_named(harness, records):
     assert "load of 3.0" in text and "**Launches.**" in text
     own = ["| rows | ours, ns |", "| ---- | -------- |", "| 64   | 0.5      |", "| 256  |          |"]
     assert "\n".join(own) in text
+
+
+def run_with(path, **seconds):
+    """A stored run: by opponent, the median, the quartiles 2% around it."""
+    made = [
+        {
+            "fullname": name,
+            "extra_info": {"opponent": name},
+            "stats": {"median": s, "q1": s * 0.98, "q3": s * 1.02},
+        }
+        for name, s in seconds.items()
+    ]
+    path.write_text(json.dumps({"benchmarks": made}))
+    return str(path)
+
+
+def test_what_became_slower_is_named(harness, tmp_path, capsys):
+    import compare
+
+    old = run_with(tmp_path / "old", ours=1.0, eager=1.0, gone=1.0)
+    assert compare.main([old, run_with(tmp_path / "a", ours=1.09, eager=1.5)]) == 0
+    assert "SLOWER     eager" in capsys.readouterr().out
+    assert compare.main([old, run_with(tmp_path / "b", ours=1.2, eager=0.5), "--changed"]) == 1
+    shown = capsys.readouterr().out
+    assert "SLOWER     ours" in shown and "faster     eager" in shown and "only in A  gone" in shown
+
+
+def test_a_difference_within_the_spread_is_none(harness, tmp_path):
+    import compare
+
+    wide = {"median": 1.3, "q1": 1.0, "q3": 1.6}
+    old = run_with(tmp_path / "old", ours=1.0)
+    new = {"benchmarks": [{"fullname": "ours", "extra_info": {"opponent": "ours"}, "stats": wide}]}
+    (tmp_path / "new").write_text(json.dumps(new))
+    assert compare.main([old, str(tmp_path / "new")]) == 0
+
+
+def test_pytest_stores_what_render_and_compare_read(harness, tmp_path):
+    import compare
+    import render
+
+    path = tmp_path / "run.json"
+    pytest_on(BENCHMARKS / "bench_bernoulli.py", "-k", "scaling and 64x784", "--seconds", "0", "--benchmark-json", path)
+    about, records, tables = render.load(path)
+    assert about["command"].endswith("--seconds 0") and list(tables) == ["Scaling"]
+    assert [r["opponent"] for r in records] == ["ours", "limit"]
+    assert compare.main([str(path), str(path)]) == 0
