@@ -20,8 +20,8 @@ UNITS = ("fma", "alu", "xu", "lsu", "control", "uniform")
 def loops(name: str, cc: int) -> list[sass.Counts]:
     """An element's counts in Triton's loop and in that of CUDA C++."""
     launch_of, read, *_ = test_budgets.BARS[name]
-    both = (test_budgets.compiled(launch_of, cc)[1], test_cuda_budgets.counted(name, cc))
-    return [code.body.per_element(code.body.elements(read)) for code in both]
+    both = (test_budgets.compiled(launch_of, cc)[1].body, test_cuda_budgets.loop(name, cc))
+    return [body.per_element(body.elements(read)) for body in both]
 
 
 def table(head: str, columns: Sequence[str], cell: Callable[[str, str], str]) -> None:

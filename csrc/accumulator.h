@@ -6,7 +6,9 @@
 //   join(lane, other)                              adds another lane's observations
 //   sum(lane)                                      turns a lane's state into a number that adds up; after at most
 //                                                  kJoined observations, in one lane or joined
-//   finish(total, count)                           closes the sum over `count` observations, in nats
+//   kHeavy                                         whether a step takes so much that a GPU has no room for two at once
+//   finish(total, count)                           closes the sum over `count` observations, in nats; a row's parts,
+//                                                  finished one by one, must add up to the row
 //
 // One that is constructed from a T takes the row's last parameter as shared by all columns.
 #pragma once
@@ -19,6 +21,7 @@ namespace vae_fast {
 template <class T, int LANES>
 struct Sum {
   static constexpr int kJoined = 1 << 30;
+  static constexpr bool kHeavy = false;
   T total[LANES];
 
   VAE_FAST_FN void join(int lane, int other) { total[lane] += total[other]; }

@@ -16,8 +16,9 @@ namespace vae_fast {
 using torch::stable::Tensor;
 
 struct Place {
-  int32_t type, index = 0;  // of a device
+  int32_t type = -1, index = 0;  // of a device; -1 is none
 
+  Place() = default;
   explicit Place(int32_t type) : type(type) {}
   explicit Place(const Tensor& t) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
@@ -26,32 +27,41 @@ struct Place {
   bool operator==(const Place& other) const { return type == other.type && index == other.index; }
 };
 
-// The arguments in their order; all tensors must be on one device
+// The arguments in their order. All are read before anything is checked, or those that were left would never be freed.
 class Arguments {
  public:
   explicit Arguments(StableIValue* stack) : next_(stack) {}
 
-  Tensor tensor() { return checked(torch::stable::detail::to<Tensor>(*next_++)); }
+  Tensor tensor() {
+    auto t = torch::stable::detail::to<Tensor>(*next_++);
+    meet(t);
+    return t;
+  }
   std::optional<Tensor> optional_tensor() {
     auto t = torch::stable::detail::to<std::optional<Tensor>>(*next_++);
-    return t ? std::optional(checked(*std::move(t))) : std::nullopt;
+    if (t) meet(*t);
+    return t;
   }
   double number() { return torch::stable::detail::to<double>(*next_++); }
   int64_t integer() { return torch::stable::detail::to<int64_t>(*next_++); }
   bool flag() { return torch::stable::detail::to<bool>(*next_++); }
 
-  const Place& place() const { return *place_; }  // of the tensors that were read
+  // Where all the tensors are, which must be one device
+  const Place& place() const {
+    STD_TORCH_CHECK(!mixed_, "all tensors must be on one device");
+    return place_;
+  }
 
  private:
-  Tensor checked(Tensor t) {
+  void meet(const Tensor& t) {
     const Place place(t);
-    if (!place_) place_ = place;
-    STD_TORCH_CHECK(*place_ == place, "all tensors must be on one device");
-    return t;
+    mixed_ = mixed_ || !(place_.type == -1 || place_ == place);
+    place_ = place;
   }
 
   StableIValue* next_;
-  std::optional<Place> place_;
+  Place place_;
+  bool mixed_ = false;
 };
 
 class Results {

@@ -31,6 +31,7 @@ void nll(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor x = in.tensor();
   const auto weight = in.optional_tensor(), mask = in.optional_tensor();
   const int64_t asked = in.integer();
+  in.place();
   set_observations(term, x);
   term.set_selection(weight, mask);
   term.allocate_gradients(asked);
@@ -58,16 +59,22 @@ Tensor combine(const Tensor& nll, const Tensor& kl, double beta, double scale, b
 
 // What the loss is made of beside the distributions: scale * sum of weight * (nll + beta * kl)
 struct Objective {
-  std::optional<Tensor> weight, mask;
+  std::optional<Tensor> weight, mask, beta_factor;
   double beta, scale;
   bool reduce;
   int64_t asked;
 
-  explicit Objective(Arguments& in) : weight(in.optional_tensor()), mask(in.optional_tensor()) {
-    const auto factor = in.optional_tensor();
-    beta = in.number(), scale = in.number(), reduce = in.flag(), asked = in.integer();
+  explicit Objective(Arguments& in)
+      : weight(in.optional_tensor()),
+        mask(in.optional_tensor()),
+        beta_factor(in.optional_tensor()),
+        beta(in.number()),
+        scale(in.number()),
+        reduce(in.flag()),
+        asked(in.integer()) {
+    in.place();
     double value;
-    if (factor) beta *= *load(scalar(*factor, "beta_factor"), 0, 0, 1, &value);
+    if (beta_factor) beta *= *load(scalar(*beta_factor, "beta_factor"), 0, 0, 1, &value);
   }
 };
 

@@ -218,6 +218,7 @@ void sample_and_divergence(const Tensor (&parameters)[K], uint64_t seed, Tensor&
 void reparameterize(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   const Tensor mu = in.tensor(), logvar = in.tensor(), seed = in.tensor();
+  in.place();
   STD_TORCH_CHECK(mu.dim() == 2, "mu must have shape [B, Z]");
   Tensor z;
   sample_and_divergence<StandardKl, 2>({mu, logvar}, read_seed(seed), z, nullptr);
@@ -229,6 +230,7 @@ void sample_kl(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   const Posterior q(in);
   const Tensor seed = in.tensor();
+  in.place();
   Tensor z, kl;
   if (q.has_prior())
     sample_and_divergence<GaussianKl, 4>({q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, read_seed(seed), z, &kl);
@@ -273,6 +275,7 @@ void sample_kl_backward(StableIValue* stack, uint64_t, uint64_t) {
   const Posterior q(in);
   const Tensor seed = in.tensor();
   const int64_t asked = in.integer();
+  in.place();
   Tensor gradients[4];
   for (int k = 2; k < 4; ++k) gradients[k] = empty({0}, q.mu.scalar_type());
   if (q.has_prior())
@@ -299,6 +302,7 @@ void gaussian_kl(StableIValue* stack, uint64_t, uint64_t) {
   const Posterior q(in);
   const auto weight = in.optional_tensor();
   const int64_t asked = in.integer();
+  in.place();
   Results out(stack);
   if (q.has_prior()) {
     Term<4> term{{}, {q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, {}};
@@ -316,6 +320,7 @@ void monte_carlo_kl(StableIValue* stack, uint64_t, uint64_t) {
   for (Tensor& t : term.parameters) t = in.tensor();
   const auto weight = in.optional_tensor();
   const int64_t asked = in.integer();
+  in.place();
   STD_TORCH_CHECK(term.parameters[0].dim() == 2, "z must have shape [B, Z]");
   Results out(stack);
   divergence<LogRatio>(term, weight, asked, out);

@@ -26,6 +26,7 @@ void scale_row(const Matrix& m, int64_t row, int64_t columns, T factor) {
 void scale_rows_(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   const Tensor gradient = in.tensor(), factor = in.tensor();
+  in.place();
   STD_TORCH_CHECK(gradient.dim() == 2, "gradient must have shape [B, D]");
   const int64_t rows = gradient.size(0), columns = gradient.size(1);
   const Matrix m = parameter(gradient, "gradient", rows, columns);

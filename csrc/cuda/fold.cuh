@@ -9,7 +9,7 @@ namespace vae_fast {
 
 // Threads of a block take kThreads / side partial sums of `side` neighbours at a time
 static __global__ void __launch_bounds__(kThreads)
-    fold(const float* partial, int64_t count, int64_t width, int side, char* out, ScalarType type) {
+    fold(float* partial, int64_t count, int64_t width, int side, char* out, ScalarType type) {
   __shared__ float sums[kThreads];
   const int column = threadIdx.x % side, first = threadIdx.x / side, together = kThreads / side;
   for (int64_t begin = int64_t{blockIdx.x} * side; begin < width; begin += int64_t{gridDim.x} * side) {
@@ -45,10 +45,10 @@ struct Folded {
   const Tensor& finish(const Device& device) const {
     if (!partial || width == 0) return out;
     int side = 1;
-    while (side < 32 && side < width) side *= 2;
-    device.launch<const float*, int64_t, int64_t, int, char*, ScalarType>(
-        "fold", fold, cdiv(width, side), 1, floats(), count, width, side, static_cast<char*>(out.data_ptr()),
-        out.scalar_type());
+    while (side < 8 && side < width)  // whole sectors
+      side *= 2;
+    device.launch("fold", fold, cdiv(width, side), 1, floats(), count, width, side, static_cast<char*>(out.data_ptr()),
+                  out.scalar_type());
     return out;
   }
 };

@@ -11,8 +11,11 @@ struct Posterior {
   std::optional<Tensor> prior_mu, prior_logvar;
 
   explicit Posterior(Arguments& in)
-      : mu(in.tensor()), logvar(in.tensor()), prior_mu(in.optional_tensor()), prior_logvar(in.optional_tensor()) {
-    STD_TORCH_CHECK(mu.dim() == 2, "mu must have shape [B, Z]");
+      : mu(in.tensor()), logvar(in.tensor()), prior_mu(in.optional_tensor()), prior_logvar(in.optional_tensor()) {}
+
+  // Once all arguments have been read
+  void check() const {
+    check_posterior(mu, logvar);
     STD_TORCH_CHECK(prior_mu.has_value() == prior_logvar.has_value(), "prior_mu and prior_logvar go together");
   }
 };
@@ -30,95 +33,83 @@ Sampling<K> sampling(const Tensor (&parameters)[K], const Tensor& seed) {
 }
 
 // Launches the kernel for the operands' dtypes. allocate(tiling) sets what it writes.
-template <bool BACKWARD, bool DIVERGENCE, int K, class Allocate>
+template <template <class, int> class Kl, bool BACKWARD, bool DIVERGENCE, int K, class Allocate>
 void launch(const Device& device, Sampling<K>& s, const Allocate& allocate) {
   const ScalarType type = s.parameters[0].type;
-  bool typed = s.parameters[1].type == type && (!s.dz.data || s.dz.type == type);
+  const bool typed = s.parameters[1].type == type && (!s.dz.data || s.dz.type == type);
   const int vector = type == ScalarType::Float ? 4 : 8;
   s.vectors = typed && s.columns % vector == 0 && (!s.dz.data || in_vectors(s.dz, vector));
-  for (int k = 0; k < K; ++k)
-    s.vectors = s.vectors && s.parameters[k].type == type && in_vectors(s.parameters[k], vector);
+  for (const Matrix& m : s.parameters) s.vectors = s.vectors && m.type == type && in_vectors(m, vector);
   s.tiling = tiling_of(s.rows, s.columns, s.vectors ? vector : 4, false);
   allocate(s.tiling);
   const auto start = [&](auto kernel) { device.launch("sample", kernel, s.tiling.tiles, s.tiling.splits, s); };
-  if constexpr (K == 4) {
-    if (!typed) start(sample<GaussianKl, Any, 0, BACKWARD, DIVERGENCE, K>);
-    else if (type == ScalarType::Float) start(sample<GaussianKl, float, 4, BACKWARD, DIVERGENCE, K>);
-    else if (type == ScalarType::BFloat16) start(sample<GaussianKl, BFloat16, 8, BACKWARD, DIVERGENCE, K>);
-    else start(sample<GaussianKl, Half, 8, BACKWARD, DIVERGENCE, K>);
-  } else {
-    if (!typed) start(sample<StandardKl, Any, 0, BACKWARD, DIVERGENCE, K>);
-    else if (type == ScalarType::Float) start(sample<StandardKl, float, 4, BACKWARD, DIVERGENCE, K>);
-    else if (type == ScalarType::BFloat16) start(sample<StandardKl, BFloat16, 8, BACKWARD, DIVERGENCE, K>);
-    else start(sample<StandardKl, Half, 8, BACKWARD, DIVERGENCE, K>);
-  }
+  if (!typed) start(sample<Kl, Any, BACKWARD, DIVERGENCE>);
+  else if (type == ScalarType::Float) start(sample<Kl, float, BACKWARD, DIVERGENCE>);
+  else if (type == ScalarType::BFloat16) start(sample<Kl, BFloat16, BACKWARD, DIVERGENCE>);
+  else start(sample<Kl, Half, BACKWARD, DIVERGENCE>);
 }
 
 // z, and the KL [B] if it is asked for
-template <bool DIVERGENCE, int K>
+template <template <class, int> class Kl, bool DIVERGENCE, int K>
 void sample_forward(const Device& device, const Tensor (&parameters)[K], const Tensor& seed, Results& out) {
   Sampling<K> s = sampling(parameters, seed);
   const Tensor z = empty({s.rows, s.columns}, parameters[0].scalar_type(), device.place());
   s.z = output(z);
   std::optional<Folded> kl;
-  // Without a KL, contiguous operands are one long row
   const int64_t count = s.rows * s.columns;
   if (!DIVERGENCE && count < (1 << 30) && parameters[0].is_contiguous() && parameters[1].is_contiguous()) {
-    s.columns = static_cast<int>(count), s.rows = count > 0;
+    s.columns = static_cast<int>(count), s.rows = count > 0;  // one long row
     for (Matrix& m : s.parameters) m.row_stride = 0, m.column_stride = 1;
   }
-  launch<false, DIVERGENCE>(device, s, [&](const Tiling& tiling) {
+  launch<Kl, false, DIVERGENCE>(device, s, [&](const Tiling& tiling) {
     if (!DIVERGENCE) return;
     kl.emplace(empty({s.rows}, ScalarType::Float, device.place()), tiling.splits, device.place());
     s.kl = kl->floats();
   });
+  if (kl) kl->finish(device);
   out.push(z);
-  if (kl) out.push(kl->finish(device));
+  if (kl) out.push(kl->out);
 }
 
 // (mu, logvar, seed) -> z
 void reparameterize(StableIValue* stack, uint64_t, uint64_t) {
-  if (is_double(stack[0], false) || is_double(stack[1], false))
-    return run_reference("vae_fast_reference::reparameterize", stack);
+  if (left_to_reference("reparameterize", stack, 0, 2)) return;
   Arguments in(stack);
   const Tensor mu = in.tensor(), logvar = in.tensor(), seed = in.tensor();
-  STD_TORCH_CHECK(mu.dim() == 2, "mu must have shape [B, Z]");
+  const Device device(in.place());
+  check_posterior(mu, logvar);
   Results out(stack);
-  sample_forward<false, 2>(Device(in.place()), {mu, logvar}, seed, out);
-}
-
-bool any_double(const StableIValue* stack, int required, int optional) {
-  for (int k = 0; k < required + optional; ++k)
-    if (is_double(stack[k], k >= required)) return true;
-  return false;
+  sample_forward<StandardKl, false, 2>(device, {mu, logvar}, seed, out);
 }
 
 // (mu, logvar, prior_mu?, prior_logvar?, seed) -> (z, kl [B])
 void sample_kl(StableIValue* stack, uint64_t, uint64_t) {
-  if (any_double(stack, 2, 2)) return run_reference("vae_fast_reference::sample_kl", stack);
+  if (left_to_reference("sample_kl", stack, 0, 2, 2)) return;
   Arguments in(stack);
   const Posterior q(in);
   const Tensor seed = in.tensor();
   const Device device(in.place());
+  q.check();
   Results out(stack);
-  if (q.prior_mu) sample_forward<true, 4>(device, {q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, seed, out);
-  else sample_forward<true, 2>(device, {q.mu, q.logvar}, seed, out);
+  if (q.prior_mu)
+    sample_forward<GaussianKl, true, 4>(device, {q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, seed, out);
+  else sample_forward<StandardKl, true, 2>(device, {q.mu, q.logvar}, seed, out);
 }
 
 // A divergence alone: (value [B], gradients)
 template <template <class, int> class Divergence, int K>
 void divergence(const char* name, const Device& device, const Tensor (&parameters)[K],
                 const std::optional<Tensor>& weight, int64_t asked, Tensor& value, Tensor (&gradients)[K]) {
-  Program<Divergence, false> program(device, name);
+  Program<Divergence, None> program(device, name);
   const int64_t rows = parameters[0].size(0);
   program.operands.take(parameters, rows, parameters[0].size(1), asked);
   program.objective.weight = column_vector(weight, "weight", rows);
-  program.run(false);
-  value = program.nll();
+  program.run();
+  value = program.value();
   std::copy(program.operands.gradients, program.operands.gradients + K, gradients);
 }
 
-template <bool DIVERGENCE, int K>
+template <template <class, int> class Kl, bool DIVERGENCE, int K>
 void sample_backward(const Device& device, const Tensor (&parameters)[K], const Tensor& seed,
                      const std::optional<Tensor>& dz, const std::optional<Tensor>& dkl, Tensor (&gradients)[4]) {
   Sampling<K> s = sampling(parameters, seed);
@@ -128,27 +119,28 @@ void sample_backward(const Device& device, const Tensor (&parameters)[K], const 
     gradients[k] = empty({s.rows, s.columns}, parameters[k].scalar_type(), device.place());
     s.gradients[k] = output(gradients[k]);
   }
-  launch<true, DIVERGENCE>(device, s, [](const Tiling&) {});
+  launch<Kl, true, DIVERGENCE>(device, s, [](const Tiling&) {});
 }
 
 // (dz?, dkl?, mu, logvar, prior_mu?, prior_logvar?, seed, asked) -> (dmu, dlogvar, dprior_mu, dprior_logvar)
 void sample_kl_backward(StableIValue* stack, uint64_t, uint64_t) {
-  if (any_double(stack + 2, 2, 2)) return run_reference("vae_fast_reference::sample_kl_backward", stack);
+  if (left_to_reference("sample_kl_backward", stack, 2, 2, 2)) return;
   Arguments in(stack);
   const auto dz = in.optional_tensor(), dkl = in.optional_tensor();
   const Posterior q(in);
   const Tensor seed = in.tensor();
   const int64_t asked = in.integer();
   const Device device(in.place());
+  q.check();
   Tensor gradients[4];
   for (int k = 2; k < 4; ++k) gradients[k] = empty({0}, q.mu.scalar_type(), device.place());
   if (!dkl) {
-    sample_backward<false, 2>(device, {q.mu, q.logvar}, seed, dz, dkl, gradients);
+    sample_backward<StandardKl, false, 2>(device, {q.mu, q.logvar}, seed, dz, dkl, gradients);
   } else if (!q.prior_mu) {
-    sample_backward<true, 2>(device, {q.mu, q.logvar}, seed, dz, dkl, gradients);
+    sample_backward<StandardKl, true, 2>(device, {q.mu, q.logvar}, seed, dz, dkl, gradients);
   } else {
     const Tensor parameters[4] = {q.mu, q.logvar, *q.prior_mu, *q.prior_logvar};
-    sample_backward<true, 4>(device, parameters, seed, dz, dkl, gradients);
+    sample_backward<GaussianKl, true>(device, parameters, seed, dz, dkl, gradients);
     if (asked & 0b1100) {
       Tensor kl, of_kl[4];
       divergence<GaussianKl>("sample_kl_backward", device, parameters, dkl, asked & 0b1100, kl, of_kl);
@@ -160,38 +152,39 @@ void sample_kl_backward(StableIValue* stack, uint64_t, uint64_t) {
 
 // (mu, logvar, prior_mu?, prior_logvar?, weight?, asked) -> (kl [B], gradients of the four)
 void gaussian_kl(StableIValue* stack, uint64_t, uint64_t) {
-  if (any_double(stack, 2, 2)) return run_reference("vae_fast_reference::gaussian_kl", stack);
+  if (left_to_reference("gaussian_kl", stack, 0, 2, 2)) return;
   Arguments in(stack);
   const Posterior q(in);
   const auto weight = in.optional_tensor();
   const int64_t asked = in.integer();
   const Device device(in.place());
-  Results out(stack);
-  Tensor kl;
+  q.check();
+  Tensor kl, gradients[4];
   if (q.prior_mu) {
-    Tensor gradients[4];
     divergence<GaussianKl, 4>("gaussian_kl", device, {q.mu, q.logvar, *q.prior_mu, *q.prior_logvar}, weight, asked, kl,
                               gradients);
-    out.push(kl);
-    return out.push(gradients);
+  } else {
+    Tensor two[2];
+    divergence<StandardKl, 2>("gaussian_kl", device, {q.mu, q.logvar}, weight, asked, kl, two);
+    std::copy(two, two + 2, gradients);
+    for (int k = 2; k < 4; ++k) gradients[k] = empty({0}, q.mu.scalar_type(), device.place());
   }
-  Tensor gradients[2];
-  divergence<StandardKl, 2>("gaussian_kl", device, {q.mu, q.logvar}, weight, asked, kl, gradients);
+  Results out(stack);
   out.push(kl);
   out.push(gradients);
-  for (int k = 0; k < 2; ++k) out.push(empty({0}, q.mu.scalar_type(), device.place()));
 }
 
 // (z, mu, logvar, prior_mu, prior_logvar, weight?, asked) -> (log q(z) - log p(z) [B], gradients of the five)
 void monte_carlo_kl(StableIValue* stack, uint64_t, uint64_t) {
-  if (any_double(stack, 5, 0)) return run_reference("vae_fast_reference::monte_carlo_kl", stack);
+  if (left_to_reference("monte_carlo_kl", stack, 0, 5)) return;
   Arguments in(stack);
   Tensor parameters[5], gradients[5], value;
   for (Tensor& t : parameters) t = in.tensor();
   const auto weight = in.optional_tensor();
   const int64_t asked = in.integer();
+  const Device device(in.place());
   STD_TORCH_CHECK(parameters[0].dim() == 2, "z must have shape [B, Z]");
-  divergence<LogRatio>("monte_carlo_kl", Device(in.place()), parameters, weight, asked, value, gradients);
+  divergence<LogRatio>("monte_carlo_kl", device, parameters, weight, asked, value, gradients);
   Results out(stack);
   out.push(value);
   out.push(gradients);

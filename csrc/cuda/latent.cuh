@@ -29,10 +29,10 @@ __device__ __forceinline__ void normals_of_four(uint64_t counter, const PhiloxKe
   box_muller(words[2], words[3], normals[2], normals[3]);
 }
 
-// Calls `element(parameters, column, eps, lane)` for each element of a part of a row, and `store(column)` after each V of
-// them that lie together; `load(column)` comes before. With V = 0, elements come one by one.
-template <class Kl, class P, int V, bool BACKWARD, bool DIVERGENCE, int K>
+// What a thread does to a part of a row
+template <class Kl, class P, bool BACKWARD, bool DIVERGENCE>
 struct Sampler {
+  static constexpr int K = Kl::kParameters, V = vector_of<P, None>;
   const Sampling<K>& s;
   int64_t row;
   float dkl;
@@ -52,21 +52,27 @@ struct Sampler {
     dmu = dz + dm;
     dlogvar = dz * (half * eps) + dv;
   }
+  __device__ __forceinline__ void fold() {
+    if (DIVERGENCE && !BACKWARD) total += state.sum(0), state = Kl{};
+  }
 
   __device__ __forceinline__ void vectors(const Part& part, const PhiloxKeys& keys) {
+    constexpr int kFirst = BACKWARD && !DIVERGENCE ? 1 : 0;  // mu isn't needed
     const P* in[K];
 #pragma unroll
-    for (int k = 0; k < K; ++k) in[k] = kept(s.parameters[k].template at<P>(row, 0));
-    const P* dz = kept(s.dz.template at<P>(row, 0));
-    P* out[2];
+    for (int k = kFirst; k < K; ++k) in[k] = kept(s.parameters[k].template at<P>(row, 0));
+    P* out[1 + BACKWARD];
 #pragma unroll
-    for (int k = 0; k < 2; ++k) out[k] = kept((BACKWARD ? s.gradients[k] : s.z).template at<P>(0, 0) + row * s.columns);
+    for (int k = 0; k < 1 + BACKWARD; ++k)
+      out[k] = kept((BACKWARD ? s.gradients[k] : s.z).template at<P>(0, 0) + row * s.columns);
+    const P* dz = out[0];  // of no use, but a pointer, where dz is absent
+    if (BACKWARD && s.dz.data) dz = kept(s.dz.template at<P>(row, 0));
     const uint64_t counter = row * s.columns / 4;
 #pragma unroll 1
     for (int column = part.first + part.place * V; column < part.last; column += part.team * V) {
-      float parameters[K][V], incoming[V] = {}, eps[V], results[2][V];
+      float parameters[K][V] = {}, incoming[V] = {}, eps[V] = {}, results[2][V];
 #pragma unroll
-      for (int k = BACKWARD && !DIVERGENCE ? 1 : 0; k < K; ++k) load_vector(in[k] + column, 1.f, parameters[k]);
+      for (int k = kFirst; k < K; ++k) load_vector(in[k] + column, 1.f, parameters[k]);
       if (BACKWARD && s.dz.data) load_vector(dz + column, 1.f, incoming);
 #pragma unroll
       for (int four = 0; four < V; four += 4)  // V / 4 divides the first of them
@@ -81,7 +87,7 @@ struct Sampler {
       }
       fold();
       store_vector(out[0] + column, results[0]);
-      if (BACKWARD) store_vector(out[1] + column, results[1]);
+      if (BACKWARD) store_vector(out[BACKWARD] + column, results[1]);
     }
   }
 
@@ -98,9 +104,10 @@ struct Sampler {
         if (place < begin || place >= end) continue;
         float p[K], results[2];
 #pragma unroll
-        for (int k = 0; k < K; ++k) p[k] = at<P>(s.parameters[k], column, k < 2);
+        for (int k = 0; k < K; ++k)  // a prior may have a dtype of its own
+          p[k] = k < 2 ? at<P>(s.parameters[k], column) : at<Any>(s.parameters[k], column);
         if (BACKWARD) {
-          differentiate(p, eps[lane], s.dz.data ? at<P>(s.dz, column, true) : 0.f, results[0], results[1]);
+          differentiate(p, eps[lane], s.dz.data ? at<P>(s.dz, column) : 0.f, results[0], results[1]);
           store<P>(s.gradients[0].data, s.gradients[0].type, place, results[0]);
           store<P>(s.gradients[1].data, s.gradients[1].type, place, results[1]);
         } else {
@@ -112,42 +119,30 @@ struct Sampler {
     }
   }
 
-  __device__ __forceinline__ void fold() {
-    if (DIVERGENCE && !BACKWARD) total += state.sum(0), state = Kl{};
-  }
-
-  // The posterior's operands have the kernel's dtype, a prior's may have their own
   template <class S>
-  __device__ __forceinline__ float at(const Matrix& m, int64_t column, bool typed) {
-    const int64_t offset = row * m.row_stride + column * m.column_stride;
-    return typed ? load<S>(m.data, m.type, offset, 1.f) : load<Any>(m.data, m.type, offset, 1.f);
+  __device__ __forceinline__ float at(const Matrix& m, int64_t column) const {
+    return load<S>(m.data, m.type, row * m.row_stride + column * m.column_stride, 1.f);
   }
 };
 
-// A block takes tiles of rows, blockIdx.y the split. V: columns at once, 0 for fours alone.
-template <template <class, int> class Kl, class P, int V, bool BACKWARD, bool DIVERGENCE, int K>
-__global__ void __launch_bounds__(kThreads, blocks_per_processor<K>) sample(const __grid_constant__ Sampling<K> s) {
+// A block takes tiles of rows; blockIdx.y is the split
+template <template <class, int> class Kl, class P, bool BACKWARD, bool DIVERGENCE>
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
+    sample(const __grid_constant__ Sampling<Kl<float, 1>::kParameters> s) {
   __shared__ float warps[kThreads / 32];
-  const Tiling& tiling = s.tiling;
-  const int team = tiling.team, split = blockIdx.y;
+  const int split = blockIdx.y;
   const PhiloxKeys keys(static_cast<uint64_t>(__ldg(s.seed)));
-  for (int64_t tile = blockIdx.x; tile < tiling.tiles; tile += gridDim.x) {
-    const int64_t row = tile * (kThreads / team) + threadIdx.x / team;
-    const bool exists = row < s.rows;
-    Part part{exists ? row : 0, 0, 0, static_cast<int>(threadIdx.x % team), team, 1.f, exists};
-    if (exists) {
-      part.first = min(split * tiling.split_columns, s.columns);
-      part.last = min(part.first + tiling.split_columns, s.columns);
-    }
-    Sampler<Kl<float, 1>, P, V, BACKWARD, DIVERGENCE, K> sampler{s, part.row, 0.f};
+  for (int64_t tile = blockIdx.x; tile < s.tiling.tiles; tile += gridDim.x) {
+    const Part part(s.tiling, tile, s.rows, s.columns, split);
+    Sampler<Kl<float, 1>, P, BACKWARD, DIVERGENCE> sampler{s, part.row, 0.f};
     if (BACKWARD && DIVERGENCE) sampler.dkl = load<Any>(s.dkl.data, s.dkl.type, part.row * s.dkl.row_stride, 1.f);
     bool elements = true;
-    if constexpr (V > 0) elements = !s.vectors;
+    if constexpr (vector_of<P, None> > 0) elements = !s.vectors;
     if (elements) sampler.elements(part, keys);
-    else if constexpr (V > 0) sampler.vectors(part, keys);
+    else if constexpr (vector_of<P, None> > 0) sampler.vectors(part, keys);
     if (BACKWARD || !DIVERGENCE) continue;
-    const float total = team_sum(sampler.total, team, warps);
-    if (exists && part.place == 0) s.kl[split * s.rows + row] = sampler.state.finish(total, 0.f);
+    const float total = team_sum(sampler.total, part.team, warps);
+    if (part.writes()) s.kl[split * s.rows + part.row] = sampler.state.finish(total, 0.f);
   }
 }
 

@@ -36,16 +36,26 @@ class Device {
   }
 
  private:
+  // Multiprocessors; asked for once, since a launch takes microseconds
   int processors() const {
     static std::atomic<int> known[64];
     const int index = place_.index;
     int count = index < 64 ? known[index].load(std::memory_order_relaxed) : 0;
     if (count == 0) {
-      STD_TORCH_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index) == cudaSuccess,
-                      "vae_fast: the GPU does not tell its number of multiprocessors");
+      const int major = attribute(cudaDevAttrComputeCapabilityMajor);
+      STD_TORCH_CHECK(
+          major >= 8, "vae_fast: the CUDA kernels are for GPUs of compute capability 8.0 and newer, cuda:", index,
+          " has ", major, ".", attribute(cudaDevAttrComputeCapabilityMinor), "; VAE_FAST_BACKEND=reference runs there");
+      count = attribute(cudaDevAttrMultiProcessorCount);
       if (index < 64) known[index].store(count, std::memory_order_relaxed);
     }
     return count;
+  }
+  int attribute(cudaDeviceAttr of) const {
+    int value = 0;
+    const cudaError_t error = cudaDeviceGetAttribute(&value, of, place_.index);
+    STD_TORCH_CHECK(error == cudaSuccess, "vae_fast: cuda:", place_.index, ": ", cudaGetErrorString(error));
+    return value;
   }
 
   Place place_;

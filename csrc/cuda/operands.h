@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/c/shim.h>
 
+#include <string>
 #include <vector>
 
 #include "fold.cuh"
@@ -22,8 +23,22 @@ inline bool is_double(StableIValue argument, bool optional) {
   return dtype == aoti_torch_dtype_float64();
 }
 
-inline void run_reference(const char* name, StableIValue* stack) {
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
+// True if the reference took the call to operator `name`, since one of its arguments from `first` on, `required` and
+// then `optional` of them, is float64
+inline bool left_to_reference(const char* name, StableIValue* stack, int first, int required, int optional = 0) {
+  bool doubles = false;
+  for (int k = first; k < first + required + optional; ++k)
+    doubles = doubles || is_double(stack[k], k >= first + required);
+  if (!doubles) return false;
+  const std::string reference = std::string("vae_fast_reference::") + name;
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(reference.c_str(), "", stack, TORCH_ABI_VERSION));
+  return true;
+}
+
+inline void check_posterior(const Tensor& mu, const Tensor& logvar) {
+  STD_TORCH_CHECK(mu.dim() == 2, "mu must have shape [B, Z]");
+  STD_TORCH_CHECK(logvar.dim() == 2 && logvar.size(0) == mu.size(0) && logvar.size(1) == mu.size(1),
+                  "logvar must have mu's shape");
 }
 
 // Whether a likelihood's last parameter is one number for all of a row's columns
@@ -92,7 +107,7 @@ struct Operands {
         continue;
       }
       const int64_t count = g.kind == Gradient::kOverColumns ? tiling.splits
-                            : g.kind == Gradient::kOverRows  ? tiling.groups
+                            : g.kind == Gradient::kOverRows  ? teams_of(tiling, rows)
                                                              : tiling.splits * tiling.groups;
       sums.emplace_back(gradients[k], count, place);
       g.data = reinterpret_cast<char*>(sums.back().floats());

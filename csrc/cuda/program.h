@@ -1,51 +1,44 @@
-// An objective from its tensors to its launch: which kernel takes their dtypes, how rows are cut, what is allocated.
+// A term from its tensors to its launch: which kernel takes their dtypes, how rows are cut, what is allocated.
 #pragma once
 
 #include "operands.h"
 
 namespace vae_fast {
 
-// LIKELIHOOD: the accumulator has observations x and may have a latent beside it; else it is a divergence.
-template <template <class, int> class Accumulator, bool LIKELIHOOD>
+// X: None for a divergence, Any for a likelihood, whose x decides. A likelihood may have a standard normal latent beside
+// it, or a KL that is known.
+template <template <class, int> class Accumulator, class X>
 class Program {
  public:
   using A = Accumulator<float, 1>;
   static constexpr int K = A::kParameters;
 
   Operands<K> operands;
-  std::optional<Operands<2>> standard;  // the latent's, one of the two or none
-  std::optional<Operands<4>> given;
+  std::optional<Operands<2>> standard;
+  std::optional<Tensor> kl;  // [B], times weight; what `standard` leaves, or known before
   Objective objective;
 
   Program(const Device& device, const char* name) : device_(device), name_(name) {}
 
   // Chooses the kernel and launches it, and what adds its partial sums
-  void run(bool with_loss) {
+  void run(bool with_loss = false) {
     with_loss_ = with_loss;
-    latent_.kind = standard ? Latent::kStandard : given ? Latent::kGiven : Latent::kAbsent;
     const ScalarType type = operands.term.parameters[0].type;
-    const bool general = !operands.same_type(kEach, type) || operands.wants_sum(false, kEach) ||
-                         (given && given->wants_sum(false)) || (wants_last() && !operands.wants(0));
-    if (general || !run_typed(type)) launch<Any, std::conditional_t<LIKELIHOOD, Any, None>, true, false, true>(0);
+    if (!operands.same_type(kEach, type) || operands.wants_sum(false, kEach) || !run_typed(type)) launch<Any, X, 0>(0);
     operands.finish(device_);
-    if (given) given->finish(device_);
     for (const auto* folded : {&nll_, &loss_})
       if (*folded) (*folded)->finish(device_);
   }
 
-  const Tensor& nll() const { return nll_->out; }
+  const Tensor& value() const { return nll_->out; }  // [B], times weight
   const Tensor& loss() const { return loss_->out; }
-  const Tensor& kl() const { return *kl_; }
 
  private:
-  static constexpr bool kShares = shares_last<A>;
-  static constexpr int kEach = kShares ? K - 1 : K;  // parameters with an element for each observation
-
-  bool wants_last() const { return kShares && operands.wants(K - 1); }
+  static constexpr int kEach = shares_last<A> ? K - 1 : K;  // parameters with an element for each observation
+  static constexpr int kAll = (1 << K) - 1;
 
   // False where no kernel has the dtypes
   bool run_typed(ScalarType type) {
-    latent_.typed = standard && standard->same_type(2, type);
     if (type == ScalarType::Float) return run_on<float>();
     if (type == ScalarType::BFloat16) return run_on<BFloat16>();
     return run_on<Half>();
@@ -53,7 +46,7 @@ class Program {
 
   template <class P>
   bool run_on() {
-    if constexpr (!LIKELIHOOD) {
+    if constexpr (std::is_same_v<X, None>) {
       choose<P, None>();
     } else {
       const ScalarType x = operands.term.x.type;
@@ -65,35 +58,45 @@ class Program {
     return true;
   }
 
-  template <class P, class X>
+  // There are kernels by vectors for all gradients, for none and, of two parameters, for either
+  template <class P, class S>
   void choose() {
-    constexpr int V = 16 / (std::is_same_v<X, float> ? 4 : sizeof(P));
-    int wanted = 0;
-    for (int k = 0; k < kEach; ++k) wanted += operands.wants(k);
-    const int vector = (wanted == 0 || wanted == kEach) && in_vectors<X>(V) ? V : 0;
-    if (wanted == 0) launch<P, X, false, false, false, V>(vector);
-    else if (!wants_last()) launch<P, X, true, false, false, V>(vector);
-    else if constexpr (kShares) launch<P, X, true, true, false, V>(vector);
+    const int wanted = static_cast<int>(operands.asked) & kAll, vector = in_vectors<S>(vector_of<P, S>);
+    if (wanted == 0) return launch<P, S, 0>(vector);
+    if constexpr (K == 2) {
+      if (wanted == 1) return launch<P, S, 1>(vector);
+      if (wanted == 2) return launch<P, S, 2>(vector);
+    }
+    launch<P, S, kAll>(wanted == kAll ? vector : 0);
   }
 
-  template <class X>
-  bool in_vectors(int vector) const {
+  // The vector, or 0 if operands must be read element by element
+  template <class S>
+  int in_vectors(int vector) const {
     const Term<K>& term = operands.term;
     bool fits = !term.mask.data && operands.columns % vector == 0;
     for (int k = 0; k < kEach; ++k) fits = fits && vae_fast::in_vectors(term.parameters[k], vector);
-    return fits && (std::is_same_v<X, None> || vae_fast::in_vectors(term.x, vector));
+    return fits && (std::is_same_v<S, None> || vae_fast::in_vectors(term.x, vector)) ? vector : 0;
   }
 
-  // vector: columns that a thread reads at once, 0 if it reads them one by one
-  template <class P, class X, bool GRADIENTS, bool SUM_LAST, bool SUMS, int V = 0>
+  template <class P, class S, int WANTED>
   void launch(int vector) {
-    const bool shared = operands.wants_sum(true) || (given && given->wants_sum(true));
-    objective.tiling = tiling_of(operands.rows, operands.columns, std::max(1, vector), shared);
+    objective.tiling = tiling_of(operands.rows, operands.columns, std::max(1, vector), operands.wants_sum(true));
     operands.term.vectors = vector > 0;
+    Latent latent;
+    latent.kind = !kl && !standard ? Latent::kAbsent : kl ? Latent::kKnown : Latent::kAny;
+    if constexpr (!std::is_same_v<P, Any>) {
+      if (standard && standard->same_type(2, Dtype<P>::type)) {
+        const int v = vector_of<P, None>;
+        latent.kind = Latent::kTyped;
+        standard->term.vectors = standard->asked % 4 == 3 && standard->columns % v == 0 &&
+                                 vae_fast::in_vectors(standard->term.parameters[0], v) &&
+                                 vae_fast::in_vectors(standard->term.parameters[1], v);
+      }
+    }
     allocate(objective.tiling);
-    device_.launch(name_, vae_fast::objective<Accumulator, P, X, V, GRADIENTS, SUM_LAST, SUMS, LIKELIHOOD, K>,
-                   objective.tiling.groups, objective.tiling.splits, operands.term,
-                   standard ? standard->term : Term<2>{}, given ? given->term : Term<4>{}, objective, latent_);
+    device_.launch(name_, vae_fast::objective<Accumulator, P, S, WANTED, K>, objective.tiling.groups,
+                   objective.tiling.splits, operands.term, standard ? standard->term : Term<2>{}, objective, latent);
   }
 
   void allocate(const Tiling& tiling) {
@@ -102,14 +105,11 @@ class Program {
     operands.allocate(tiling, place);
     nll_.emplace(empty({rows}, ScalarType::Float, place), tiling.splits, place);
     objective.nll = nll_->floats();
-    if (standard || given) {
-      Tiling whole = tiling;  // the first split takes the latent alone
-      whole.splits = 1;
-      if (standard) standard->allocate(whole, place);
-      else given->allocate(whole, place);
-      objective.latent_columns = standard ? standard->term.columns : given->term.columns;
-      objective.kl = static_cast<float*>(kl_.emplace(empty({rows}, ScalarType::Float, place)).data_ptr());
+    if (standard) {
+      standard->allocate(tiling, place);
+      kl = empty({rows}, ScalarType::Float, place);
     }
+    if (kl) objective.kl = static_cast<float*>(kl->data_ptr());
     if (!with_loss_) return;
     if (objective.reduce) loss_.emplace(empty({}, ScalarType::Float, place), tiling.splits * tiling.groups, place);
     else loss_.emplace(empty({rows}, ScalarType::Float, place), tiling.splits, place);
@@ -118,10 +118,8 @@ class Program {
 
   const Device& device_;
   const char* name_;
-  Latent latent_;
   bool with_loss_ = false;
   std::optional<Folded> nll_, loss_;
-  std::optional<Tensor> kl_;
 };
 
 }  // namespace vae_fast

@@ -4,7 +4,7 @@
 namespace vae_fast {
 namespace {
 
-// gradient *= factor, in place. Where the factor is 1 nothing moves; 0 selects. S: the gradient's dtype; V: elements in
+// gradient *= factor, in place, each element read once before it is written. Where the factor is 1 nothing moves; 0 selects. S: the gradient's dtype; V: elements in
 // one access, which V divides the columns for.
 template <class S, int V>
 __global__ void __launch_bounds__(kThreads)
@@ -38,10 +38,10 @@ void scale_on(const Device& device, const Tensor& gradient, const Matrix& factor
 
 // (gradient [B, D], factor [] or [B])
 void scale_rows_(StableIValue* stack, uint64_t, uint64_t) {
-  if (is_double(stack[0], false) || is_double(stack[1], false))
-    return run_reference("vae_fast_reference::scale_rows_", stack);
+  if (left_to_reference("scale_rows_", stack, 0, 2)) return;
   Arguments in(stack);
   const Tensor gradient = in.tensor(), factor = in.tensor();
+  const Device device(in.place());
   STD_TORCH_CHECK(gradient.dim() == 2 && gradient.is_contiguous(), "gradient must be contiguous of shape [B, D]");
   const int64_t rows = gradient.size(0);
   const bool scalar = factor.dim() == 0;
@@ -49,7 +49,6 @@ void scale_rows_(StableIValue* stack, uint64_t, uint64_t) {
                   "factor must be floating point of shape [] or [", rows, "]");
   const Matrix factors{static_cast<char*>(factor.data_ptr()), factor.scalar_type(), scalar ? 0 : factor.stride(0), 0};
   const bool one_factor = factors.row_stride == 0;  // of a sum or a mean over rows, too
-  const Device device(in.place());
   switch (gradient.scalar_type()) {
     case ScalarType::Float: return scale_on<float>(device, gradient, factors, one_factor);
     case ScalarType::BFloat16: return scale_on<BFloat16>(device, gradient, factors, one_factor);

@@ -11,6 +11,7 @@ namespace vae_fast {
 template <class T, int LANES>
 struct Bernoulli {
   static constexpr int kParameters = 1, kJoined = 120;
+  static constexpr bool kHeavy = false;
   T linear[LANES], q[LANES];
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
@@ -34,6 +35,7 @@ struct Bernoulli {
 template <class T, int LANES>
 struct BernoulliProbs : Sum<T, LANES> {
   static constexpr int kParameters = 1;
+  static constexpr bool kHeavy = true;  // two logarithms
   static constexpr T kLow = std::numeric_limits<T>::min(), kHigh = T(1) - std::numeric_limits<T>::epsilon() / 2;
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {

@@ -181,10 +181,10 @@ def elbo_case(b: int, d: int, dtype: torch.dtype, *, prior: bool = False, reduce
     return elbo("bernoulli", [logits(b, d, dtype)], target(b, d, torch.uint8), latent, reduce=reduce)
 
 
-def posterior(b: int, z: int, dtype: torch.dtype, prior: str | None, prior_dtype: torch.dtype | None = None) -> list:
+def posterior(b: int, z: int, dtype: torch.dtype, prior: str | None) -> list[Any]:
     """mu, logvar, prior_mu, prior_logvar. prior: how it lies beside them."""
     shape = {None: None, "row": (b, 1), "column": (1, z), "full": (b, z), "number": (1, 1)}[prior]
-    given = [None, None] if shape is None else [normal(*shape, prior_dtype or dtype) for _ in range(2)]
+    given = [None, None] if shape is None else [normal(*shape, dtype) for _ in range(2)]
     return [normal(b, z, dtype), normal(b, z, dtype), *given]
 
 
@@ -200,8 +200,8 @@ def kl_of(latent: list[Any], weight: Tensor | None = None) -> Case:
             mu, logvar, *prior = reference.select_rows(weight, *leaves)
             return reference.weighted(reference.gaussian_kl(mu, logvar, prior or None), weight)
 
-        value_, gradients = differentiated(value, [mu, logvar, *((prior_mu, prior_logvar) if given else ())])
-        return [value_, *gradients]
+        kl, gradients = differentiated(value, [mu, logvar, *((prior_mu, prior_logvar) if given else ())])
+        return [kl, *gradients]
 
     asked, shape = 15 if given else 3, latent[0].shape
     return Case([*latent, weight], lambda o, *a: o.gaussian_kl(*a, asked), expected, [shape[1]], shape)
@@ -218,8 +218,10 @@ def log_ratio_of(tensors: list[Tensor]) -> Case:
         value, gradients = differentiated(lambda z, m, v, *p: reference.monte_carlo_kl(z, m, v, p), leaves)
         return [value, *gradients]
 
+    def call(operators: Any, *arguments: Any) -> Any:
+        return operators.monte_carlo_kl(*arguments, None, 31)
+
     shape = tensors[0].shape
-    call: Any = lambda o, *a: o.monte_carlo_kl(*a, None, 31)  # noqa: E731
     return Case(tensors, call, expected, [shape[1]], shape, differences=True)
 
 
@@ -284,7 +286,7 @@ KERNELS: dict[str, Callable[[int, int, torch.dtype], Case]] = {
     "sample_kl_backward": sample_kl_backward,
     "sample_kl_backward, given prior": lambda b, d, dtype: sample_kl_backward(b, d, dtype, "column"),
 }
-# Shapes that vector accesses suit, with one launch
+# Shapes that vector accesses suit, of which no output is cut
 ALIGNED = {
     "bernoulli": (64, 1536),
     "bernoulli, x as the logits": (64, 1536),
@@ -319,12 +321,12 @@ def in_layout(layout: str) -> list[Case]:
     ]
 
 
-def dropped(b: int = 6, d: int = 40, each: bool = True) -> Case:
-    """NaN and inf where a mask hides or a weight of 0 drops them. each: an element in the mask for each of x."""
-    mean, logvar, x = torch.randn(b, d), torch.randn(b, d), torch.rand(b, d)
-    mask, weight = torch.rand(b if each else 1, d) > 0.5, torch.tensor([1.0, 0, 2, 1, 0, 1])
+def dropped() -> Case:
+    """NaN and inf where a mask hides or a weight of 0 drops them."""
+    mean, logvar, x = torch.randn(6, 40), torch.randn(6, 40), torch.rand(6, 40)
+    mask, weight = torch.rand(6, 40) > 0.5, torch.tensor([1.0, 0, 2, 1, 0, 1])
     for t in (mean, logvar, x):
-        t[~mask.expand(b, d)], t[weight == 0] = torch.nan, torch.inf
+        t[~mask], t[weight == 0] = torch.nan, torch.inf
     return nll("gaussian", [mean, logvar], x, weight, mask)
 
 

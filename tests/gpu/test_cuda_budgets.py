@@ -27,22 +27,16 @@ pytestmark = [
 
 # test_budgets.py's names: the kernel here, instructions on sm_80, 90, 100
 BARS = {
-    "Bernoulli, bfloat16 and bytes": (
-        "objective<Bernoulli, BFloat16, unsigned char, 8, true, false, false, true, 1>", (17.5, 17.5, 17.5),
-    ),
-    "Bernoulli, float32": ("objective<Bernoulli, float, float, 4, true, false, false, true, 1>", (15, 15, 15)),
-    "Bernoulli, float32 and bytes": (
-        "objective<Bernoulli, float, unsigned char, 4, true, false, false, true, 1>", (17.5, 17.5, 17.5),
-    ),
-    "Bernoulli without gradient": (
-        "objective<Bernoulli, BFloat16, unsigned char, 8, false, false, false, true, 1>", (11.5, 11.5, 11.5),
-    ),
-    "Gaussian, fixed": ("objective<GaussianShared, BFloat16, BFloat16, 8, true, false, false, true, 2>", (8, 8, 8)),
-    "Gaussian, log-variance": ("objective<Gaussian, BFloat16, BFloat16, 8, true, false, false, true, 2>", (17, 17, 17)),
-    "reparameterize": ("sample<StandardKl, BFloat16, 8, false, false, 2>", (24.5, 24.5, 24.5)),
-    "sample_kl": ("sample<StandardKl, BFloat16, 8, false, true, 2>", (38, 38, 38)),
-    "sample_kl backward": ("sample<StandardKl, BFloat16, 8, true, true, 2>", (32.5, 32.5, 32.5)),
-}  # fmt: skip
+    "Bernoulli, bfloat16 and bytes": ("objective<Bernoulli, BFloat16, unsigned char, 1, 1>", (17, 17, 17)),
+    "Bernoulli, float32": ("objective<Bernoulli, float, float, 1, 1>", (14.5, 14.5, 14.5)),
+    "Bernoulli, float32 and bytes": ("objective<Bernoulli, float, unsigned char, 1, 1>", (16.5, 16.5, 16.5)),
+    "Bernoulli without gradient": ("objective<Bernoulli, BFloat16, unsigned char, 0, 1>", (11, 11, 11)),
+    "Gaussian, fixed": ("objective<GaussianShared, BFloat16, BFloat16, 1, 2>", (8, 8, 8)),
+    "Gaussian, log-variance": ("objective<Gaussian, BFloat16, BFloat16, 3, 2>", (17, 17, 17)),
+    "reparameterize": ("sample<StandardKl, BFloat16, false, false>", (24.5, 24.5, 24.5)),
+    "sample_kl": ("sample<StandardKl, BFloat16, false, true>", (38, 38, 38)),
+    "sample_kl backward": ("sample<StandardKl, BFloat16, true, true>", (32.5, 32.5, 32.5)),
+}
 
 
 def cuobjdump(*arguments, folder=None):
@@ -70,27 +64,32 @@ def kernels(cc):
 
 
 @cache
-def counted(name, cc):
+def loop(name, cc):
+    """The one of a kernel's loops by vectors that loads more in a turn; the other is the latent's."""
     mangled, cubin = kernels(cc)[BARS[name][0]]
-    return sass.count(cubin, mangled)
+    loops = sass.count(cubin, mangled).loops
+    by_vectors = [body for body in loops if body.nested == 0 and ("LDG", 128) in body.accesses]
+    return max(by_vectors, key=lambda body: body.bytes_loaded)
 
 
 @pytest.mark.parametrize("cc", ARCHITECTURES)
 @pytest.mark.parametrize("name", BARS)
 def test_the_loop(name, cc):
+    if str(cc) not in build_record()["architectures"]:
+        pytest.skip(f"the library was not built for sm_{cc}")
     _, read, widths, _, mufu = test_budgets.BARS[name]
-    code = counted(name, cc)
-    per_element = code.body.per_element(code.body.elements(read))
+    body = loop(name, cc)
+    per_element = body.per_element(body.elements(read))
     assert per_element.instructions <= BARS[name][1][ARCHITECTURES.index(cc)]
     assert per_element.mufu <= mufu
     assert per_element.fp64 == 0
     if name == "Bernoulli, bfloat16 and bytes":
         assert per_element.conversions == 0
-    assert code.body.shared_accesses == 0
-    assert {bits for (kind, bits) in code.body.accesses if kind in ("LDG", "STG")} == widths
+    assert body.shared_accesses == 0
+    assert {bits for (kind, bits) in body.accesses if kind in ("LDG", "STG")} == widths
 
 
-@pytest.mark.parametrize("cc", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("cc", [int(cc) for cc in build_record().get("architectures", ())])
 def test_no_kernel_has_local_memory(cc):
     """No spills, no arrays that leave the registers: in any kernel, for any architecture."""
     with tempfile.TemporaryDirectory() as folder:
@@ -112,6 +111,6 @@ def test_the_whole_bernoulli_kernel():
         executed[width] = launches[0].stats.instructions / (8192 * 8)
     a_column = (executed[1040] - executed[784]) / (1040 - 784) * 8
     once = executed[784] - a_column * 784 / 8
-    body = counted("Bernoulli, bfloat16 and bytes", 90).body
+    body = loop("Bernoulli, bfloat16 and bytes", 90)
     turns = 13 / (784 / 64)  # the last is a quarter full
     assert turns * body.per_element(body.elements(3)).instructions + once / (784 / 8) <= 22

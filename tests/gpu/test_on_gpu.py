@@ -1,5 +1,5 @@
-"""What only a GPU can show: graphs, streams, synchronisation, memory, launches, sizes; for each backend that runs there.
-Skipped where there is no GPU."""
+"""What only a GPU can show: graphs, streams, synchronisation, memory, launches, sizes; for each backend that runs
+there. Skipped where there is no GPU."""
 
 import itertools
 import warnings
@@ -383,7 +383,7 @@ def test_the_same_bits_whatever_else_runs(shape):
     torch.cuda.synchronize()
 
 
-def test_launches(launched):
+def test_launches(launched, backend):
     """One kernel a call; a mean has the sum over programs after it; backward scales what forward left."""
     (logits, mu, logvar), x = elbo()[0], uniform(B, D)
     seed, one = torch.tensor(3, device=GPU), torch.ones((), device=GPU)
@@ -392,7 +392,8 @@ def test_launches(launched):
     assert len(launched(lambda: mean(logits, x, mu, logvar))) <= 2
     assert len(launched(lambda: vae_fast.bernoulli_nll(logits, x))) == 1
     assert len(launched(lambda: vae_fast.sample_kl(mu, logvar, seed=seed))) == 1
-    assert len(launched(lambda: torch.autograd.grad(mean(logits, x, mu, logvar), (logits, mu, logvar), one))) <= 3
+    backward = launched(lambda: torch.autograd.grad(mean(logits, x, mu, logvar), (logits, mu, logvar), one))
+    assert len(backward) <= (3 if backend == "triton" else 5)  # CUDA C++: one for each gradient
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

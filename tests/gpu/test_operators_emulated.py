@@ -5,21 +5,37 @@ them, with the host code that launches them."""
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cuda_launches
 import pytest
 
-FILES = ["bernoulli", "gaussian", "latent", "elbo", "gradients", "errors", "operators"]
+FILES = ["operators", "elbo", "latent", "gradients", "bernoulli", "gaussian", "errors"]  # the longest first
 needs_nvcc = pytest.mark.skipif(cuda_launches.unavailable() is not None, reason=str(cuda_launches.unavailable()))
+
+
+@pytest.fixture(scope="module")
+def done(request):
+    """(kernels, name) -> the finished run of a file; all run beside each other, one a core."""
+    asked = {tuple(item.callspec.params.values()) for item in request.session.items if item.path == request.path}
+
+    def run(kernels, name):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/test_{name}.py"]
+        environment = {**os.environ, "VAE_FAST_TEST_EMULATED": kernels, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            command, cwd=request.config.rootpath, env=environment, capture_output=True, text=True, timeout=900
+        )
+
+    if any(kernels == "cuda" for kernels, _ in asked):
+        cuda_launches.library()  # built once, not by each
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = {key: pool.submit(run, *key) for key in sorted(asked, key=lambda key: FILES.index(key[1]))}
+        yield lambda *key: runs[key].result()
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kernels", ["triton", pytest.param("cuda", marks=needs_nvcc)])
-def test_in_the_emulator(kernels, name, request):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/test_{name}.py"]
-    environment = {**os.environ, "VAE_FAST_TEST_EMULATED": kernels}
-    done = subprocess.run(
-        command, cwd=request.config.rootpath, env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+def test_in_the_emulator(kernels, name, done):
+    finished = done(kernels, name)
+    assert finished.returncode == 0, finished.stdout[-5000:] + finished.stderr[-2000:]
+    assert " passed" in finished.stdout

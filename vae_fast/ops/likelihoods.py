@@ -103,7 +103,7 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
                 pair(prior_mu, prior_logvar),
                 weight=weight,
                 mask=mask,
-                beta=beta if beta_factor is None else beta * beta_factor,
+                beta=beta if beta_factor is None else beta * beta_factor.to(reference.sum_dtype(beta_factor)),
                 scale=scale,
                 reduce=reduce,
             )

@@ -43,6 +43,8 @@ def unsupported(ptx: str, kernel: str, block: int = 32) -> list[str]:
     program, memory = flat_program(module, kernel), GlobalMemory(module, {})
     params = {v.name: encode_param(v, None, memory) for v in program.params}
     m = Machine(program, module, memory, params, Launch((1, 1, 1), (block, 1, 1)), 1, Stats(kernel))
+    for pc in range(len(program.code)):
+        m.step(pc)
     return [str(problem) for problem in m.problems]
 
 

@@ -46,7 +46,7 @@ class Site:
 
 
 class Machine:
-    """A batch of CTAs in lock-step; `steps` is the program, compiled."""
+    """A batch of CTAs in lock-step; `steps` is the program as far as it was compiled: what no thread reaches isn't."""
 
     def __init__(
         self,
@@ -78,7 +78,12 @@ class Machine:
         self.races = RaceCheck(self) if launch.racecheck else None
         self.problems: list[NotImplementedError] = []
         self.mentions = Counter(name for ins in program.code for a in ins.args for name in names_in(a))
-        self.steps = [self._compile(pc, ins) for pc, ins in enumerate(program.code)]
+        self.steps: list[Step | None] = [None] * len(program.code)
+
+    def step(self, pc: int) -> Step:
+        if (step := self.steps[pc]) is None:
+            step = self.steps[pc] = self._compile(pc, self.program.code[pc])
+        return step
 
     def start(self, first_cta: int) -> np.ndarray:
         """Makes the batch the CTAs from `first_cta` on, with fresh shared memory; gives the threads that exist."""

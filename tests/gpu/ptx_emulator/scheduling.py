@@ -57,7 +57,7 @@ class Scheduler:
         while pc is not None and pc != meeting:
             if pc >= len(steps):
                 raise EmulatorError("ran off the end of the kernel")
-            step = steps[pc]
+            step = steps[pc] or m.step(pc)
             self.budget -= 1
             if self.budget < 0:
                 limit = f"step limit of {m.launch.max_steps} reached (endless loop?)"
@@ -142,7 +142,7 @@ class Scheduler:
     def _wake(self) -> bool:
         """Nothing can run: tries the warps that wait again (lanes may have ended), then the barriers."""
         for pc, mask in list(self.warp_wait.items()):
-            waiting = self._waiting(pc, self.m.steps[pc], Active(mask))
+            waiting = self._waiting(pc, self.m.step(pc), Active(mask))
             ready = mask if waiting is None else mask & ~waiting
             if ready.any():
                 _put(self.runnable, pc, ready)
@@ -159,7 +159,7 @@ class Scheduler:
         """Lets the CTAs go on of which enough threads have come to a barrier; whether there were any."""
         arrived = defaultdict(list)
         for pc, mask in self.barrier_wait.items():
-            step, first = self.m.steps[pc], int(np.argmax(mask))
+            step, first = self.m.step(pc), int(np.argmax(mask))
             count = None if step.count is None else int(step.count[first])
             arrived[int(step.ident[first])].append((pc, mask, count))
         released = False
@@ -176,7 +176,7 @@ class Scheduler:
 
     def _release(self, pc: int, mask: np.ndarray, ready: np.ndarray) -> None:
         """Of the threads that wait at a barrier, lets those go on whose CTA is ready."""
-        step, go = self.m.steps[pc], mask & ready
+        step, go = self.m.step(pc), mask & ready
         warps, live = go.reshape(-1, WARP), self.live.reshape(-1, WARP)
         if (warps.any(1) & (live & ~warps).any(1)).any():
             raise EmulatorError(f"divergent barrier: part of a warp waits at {self._where(pc)}")
