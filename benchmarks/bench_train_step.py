@@ -347,17 +347,6 @@ def stage_row(training: Training, name: str, stages: dict[str, float]) -> Row:
     return row
 
 
-markdown.CAPTIONS["Training step"] = (
-    "zero_grad, forward, backward and Adam, float32, samples/s; then times, one over another. "
-    "Loss compiled, all compiled: torch.compile of the usual loss, and of networks, sampling and loss together; "
-    "ours, all compiled: vae_fast inside torch.compile. pythae: its VAE around the same networks, where installed."
-)
-markdown.CAPTIONS["Where a training step's time goes"] = (
-    "The same steps, timed pass by pass. The loss, sampling included, is told from the networks by cutting the graph "
-    "between them; what torch.compile makes of networks and loss together can't be cut."
-)
-
-
 def selected(full: bool, quick: bool) -> list[Training]:
     """What to train: all, or a short selection, or, to see that they work, each network once."""
     if full and not quick:

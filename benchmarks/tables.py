@@ -21,6 +21,12 @@ CAPTIONS = {
     "Launches": "Kernels launched in a call.",
     "GPU": "What the GPU said of itself while ours ran, with the others in turn; joules: ours alone for half a second.",
     "Scaling": "Forward + backward, an element.",
+    "Training step": "zero_grad, forward, backward and Adam, float32, samples/s; then times, one over another. Loss "
+    "compiled, all compiled: torch.compile of the usual loss, and of networks, sampling and loss together; ours, all "
+    "compiled: vae_fast inside torch.compile. pythae: its VAE around the same networks, where installed.",
+    "Where a training step's time goes": "The same steps, timed pass by pass. The loss, sampling included, is told "
+    "from the networks by cutting the graph between them; what torch.compile makes of networks and loss together can't "
+    "be cut.",
     "Overhead": "One call on tensors of a few elements, on one thread. Recorded: forward with the graph for backward.",
     "Resident": "What a process's resident memory grew by at most in one training step, in units of the gradients.",
     "Import": "In a fresh process, the files in the page cache.",
