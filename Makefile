@@ -1,9 +1,12 @@
 # Each target sets up all it needs in a virtual environment of its own: python3 with venv, and g++, is enough.
-#   make train ARGS="--data digits"     make test ARGS="-k elbo"     make bench ARGS="--benchmark-group-by=param"
+#   make train ARGS="--data digits"     make test ARGS="-k elbo"
+#   make bench: measures, stores a run in .benchmarks/, renders it into docs/; ARGS="--grid full", "--device cuda"
+#   make bench-compare A=OLD.json B=NEW.json: what has become slower from one stored run to another
 #   make gpu: all tests and benchmarks on a GPU, and docs/gpu-report.md; where there is none it says so
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+RUN := .benchmarks/$(shell date +%Y%m%d-%H%M%S).json
 VAE_FAST_BUILD ?= auto
 TRITON ?= 3.9.0
 export VAE_FAST_BUILD
@@ -13,7 +16,7 @@ READY := $(VENV)/ready-$(VAE_FAST_BUILD)
 COMPILED := $(shell find csrc -type f)
 INSTALLED_FROM := pyproject.toml setup.py kernels/__init__.py $(COMPILED)
 
-.PHONY: train test bench gpu lint clean
+.PHONY: train test bench bench-compare gpu lint clean
 
 train: $(READY)
 	$(VENV)/bin/vae-fast fit $(ARGS)
@@ -22,7 +25,13 @@ test: $(READY)
 	$(IN_VENV) -m pytest --benchmark-disable $(ARGS)
 
 bench: $(READY)
-	$(IN_VENV) -m pytest benchmarks $(ARGS)
+	mkdir -p $(dir $(RUN))
+	$(IN_VENV) -m pytest benchmarks -q --benchmark-json $(RUN) $(ARGS)
+	$(IN_VENV) benchmarks/render.py $(RUN)
+	@echo "Stored: $(RUN)"
+
+bench-compare: $(READY)
+	$(IN_VENV) benchmarks/compare.py $(A) $(B)
 
 gpu: $(READY)
 	$(IN_VENV) benchmarks/gpu_report.py $(ARGS)

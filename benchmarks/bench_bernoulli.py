@@ -1,16 +1,18 @@
-"""Bernoulli from logits: `vae_fast.bernoulli_nll` against F.binary_cross_entropy_with_logits."""
+"""Bernoulli from logits: `vae_fast.bernoulli_nll` against F.binary_cross_entropy_with_logits and distributions."""
 
 from dataclasses import replace
 
+import peers
 import torch
 import torch.nn.functional as F
-from harness import Case, Row, batch, both, each
+from harness import Case, Row, both, each, over
 from torch import Tensor
 
 import vae_fast
 from vae_fast import reference
 
-BATCH = batch(4096, 784)
+# --grid short: a launch's worth, in the cache, beyond it, and long rows
+SHAPES = ((64, 784), (1024, 784), (16384, 784), (1024, 12288))
 SIZES = (64, 256, 1024, 4096, 16384, 65536)
 
 
@@ -45,13 +47,22 @@ def scaling_row(case: Case, seconds: dict[str, float]) -> Row:
     return {"operator": f"`{case.operator}`", "rows": str(rows), "columns": str(columns), **times}
 
 
-FLOAT = Case("bernoulli_nll(logits, x).sum()", "float32", BATCH, floats, eager, ours, truth)
+FLOAT = Case(
+    "bernoulli_nll(logits, x).sum()",
+    "float32",
+    (1024, 784),
+    floats,
+    eager,
+    ours,
+    truth,
+    peers=peers.nll("Bernoulli"),
+)
 HALF = replace(FLOAT, dtype="bfloat16, x uint8", inputs=halves, eager=eager_halves)
-LINEAR = replace(FLOAT, opponents=("ours", "torch.add"), table="Scaling", row=scaling_row)
-SCALING = [replace(LINEAR, shape=(rows, BATCH[1])) for rows in SIZES]
+LINEAR = replace(FLOAT, opponents=("ours", "limit"), table="Scaling", row=scaling_row)
+SCALING = [replace(LINEAR, shape=(rows, 784)) for rows in SIZES]
 
 
-@each(both(FLOAT, HALF))
+@each(both([*over(FLOAT, SHAPES), *over(HALF, SHAPES)], forward_at=[(16384, 784)]))
 def test_bernoulli(case, opponent, compared):
     compared(case, opponent)
 

@@ -1,7 +1,10 @@
-"""The latent variable: `vae_fast.sample_kl` against reparameterisation and KL as they are usually written."""
+"""The latent variable: `vae_fast.sample_kl` against reparameterisation and KL as usually written, and distributions."""
 
+from dataclasses import replace
+
+import peers
 import torch
-from harness import Case, batch, both, each
+from harness import LATENTS, Case, both, each, over
 from torch import Tensor
 
 import vae_fast
@@ -17,6 +20,16 @@ def eager(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     return z, -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum(1)
 
 
+def halves(rows: int, columns: int) -> tuple[list[Tensor], list[Tensor]]:
+    return [t.bfloat16() for t in posterior(rows, columns)[0]], []
+
+
+def eager_halves(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """As autocast leaves it: computed in float32, z rounded for the layer that takes it."""
+    z, kl = eager(mu.float(), logvar.float())
+    return z.bfloat16(), kl
+
+
 def truth(outputs: tuple[Tensor, Tensor], mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     """(z, KL) for the noise in z: each opponent draws its own, which must be standard normal."""
     eps = ((outputs[0] - mu) * torch.exp(-0.5 * logvar)).detach()
@@ -26,9 +39,28 @@ def truth(outputs: tuple[Tensor, Tensor], mu: Tensor, logvar: Tensor) -> tuple[T
     return mu + torch.exp(0.5 * logvar) * eps, reference.gaussian_kl(mu, logvar)
 
 
-CASE = Case("sample_kl(mu, logvar)", "float32", batch(16384, 64), posterior, eager, vae_fast.sample_kl, truth)
+def rounded(outputs: tuple[Tensor, Tensor], incoming: list[Tensor]) -> list[Tensor]:
+    """What truth doesn't know of logvar's gradient, dz (z - mu) / 2 + ..., for it sees z rounded."""
+    z, dz = outputs[0].detach().double(), incoming[0].double()
+    return [torch.zeros_like(z), torch.finfo(outputs[0].dtype).eps / 4 * (dz * z).abs()]
 
 
-@each(both(CASE))
+SHAPES = ((64, 16), (1024, 64), (16384, 64), (16384, 512))
+CASE = Case(
+    "sample_kl(mu, logvar)",
+    "float32",
+    (16384, 64),
+    posterior,
+    eager,
+    vae_fast.sample_kl,
+    truth,
+    slack=rounded,
+    peers=peers.latent(),
+)
+HALF = replace(CASE, dtype="bfloat16", inputs=halves, eager=eager_halves)
+CASES = [*over(CASE, SHAPES, LATENTS), *over(HALF, SHAPES[2:3], LATENTS)]
+
+
+@each(both(CASES, forward_at=SHAPES[2:3]))
 def test_sample_kl(case, opponent, compared):
     compared(case, opponent)

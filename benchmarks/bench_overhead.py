@@ -13,7 +13,7 @@ import bench_latent
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import Case, Row, Tables, each
+from harness import Case, Results, Row, each
 from torch import Tensor
 
 import vae_fast
@@ -44,7 +44,7 @@ def truth(_: object, logits: Tensor, x: Tensor) -> Tensor:
 
 
 def tiny(case: Case) -> list[Case]:
-    case = replace(case, shape=(4, 8), opponents=("eager", "compile", "ours"), table="Overhead", row=row)
+    case = replace(case, shape=(4, 8), opponents=("eager", "compile", "ours"), full=False, table="Overhead", row=row)
     return [replace(case, direction=way) for way in ("forward", "forward, recorded", "forward + backward")]
 
 
@@ -68,7 +68,7 @@ def test_overhead(case, opponent, compared, one_thread):
 
 
 @pytest.fixture(scope="module")
-def import_seconds(quick: bool, tables: Tables) -> dict[str, list[float]]:
+def import_seconds(quick: bool, tables: Results) -> dict[str, list[float]]:
     """Seconds of `import torch` and of `import vae_fast` after it, of several processes."""
     names = "import torch", "import vae_fast"
     runs = [import_once() for _ in range(1 if quick else 6)]
