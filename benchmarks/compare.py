@@ -39,12 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("b", metavar="B", type=Path)
     parser.add_argument("--changed", action="store_true", help="only rows that are slower, faster or in one run alone")
     chosen = parser.parse_args(arguments)
+    a, b = (json.loads(path.read_text()).get("vae_fast", {}).get("about", {}) for path in (chosen.a, chosen.b))
+    for what in ("processor", "gpu", "threads", "versions", "quick"):
+        if a.get(what) != b.get(what):
+            print(f"Mistrust this: {what} differs: {a.get(what)} in A, {b.get(what)} in B")
     found = list(rows(load(chosen.a), load(chosen.b)))
     for name, _, ratio, verdict in found:
         if verdict or not chosen.changed:
             print(f"{ratio:6.2f}  {verdict:9}  {name}")
-    worse = [name for name, opponent, _, verdict in found if verdict == "SLOWER" and opponent == "ours"]
-    print(f"{len(worse)} of ours slower, of {sum(opponent == 'ours' for _, opponent, *_ in found)}; ratio: B / A")
+    worse = [name for name, opponent, _, verdict in found if verdict == "SLOWER" and opponent.startswith("ours")]
+    of_ours = sum(opponent.startswith("ours") for _, opponent, *_ in found)
+    print(f"{len(worse)} of ours slower, of {of_ours}; ratio: B / A")
     return int(bool(worse))
 
 

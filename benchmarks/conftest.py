@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vae_fast")
     group.addoption("--table", metavar="PATH", type=Path, help="write the benchmarks' tables to PATH")
     group.addoption("--grid", choices=("short", "full"), default="short", help="which shapes and dtypes to compare at")
-    group.addoption("--seconds", type=float, default=2.0, help="of rounds, a case (default: 2)")
+    group.addoption("--seconds", type=float, default=1.5, help="of rounds, a case (default: 1.5)")
     group.addoption(
         "--cache", choices=("warm", "cold"), default="warm", help="the same buffers again, or others in turn"
     )
@@ -48,7 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cases(cases): what a benchmark compares; see harness.each")
     # torch 2.13's inductor uses what torch.jit has deprecated
     config.addinivalue_line("filterwarnings", r"ignore:`torch\.jit\.:DeprecationWarning")
-    config.stash[RESULTS] = Results(about(config.option.benchmark_disable, command(config)))
+    option = config.option
+    partial = bool(option.keyword or option.markexpr or any(".py" in str(path) for path in config.args))
+    config.stash[RESULTS] = Results(about(option.benchmark_disable, command(config)) | {"partial": partial})
     if config.option.benchmark_columns is None:
         config.option.benchmark_columns = ["median", "iqr", "min", "rounds", "iterations"]
 
@@ -93,7 +95,19 @@ def measured(pytestconfig: pytest.Config, quick: bool, tables: Results) -> Calla
     settings = Settings(quick, option.seconds, option.cache == "cold", option.graphs, watch)
 
     @functools.cache
+    def outcome(case: Case) -> tuple[Measurement, dict[str, dict[str, Any]]] | Exception:
+        try:
+            return taken(case)
+        except Exception as error:  # once a case, not once an opponent
+            return error
+
     def of(case: Case) -> tuple[Measurement, dict[str, dict[str, Any]]]:
+        found = outcome(case)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def taken(case: Case) -> tuple[Measurement, dict[str, dict[str, Any]]]:
         run = case.smallest() if quick else case
         m = measure(run, settings)
         records = {name: record(run, name, m) for name in opponents_of(run)}

@@ -47,7 +47,7 @@ def in_gradients(r: Record) -> float | None:
 # file name: (figure of a record, its axis, whether logarithmic)
 PLOTS: dict[str, tuple[Callable[[Record], float | None], str, bool]] = {
     "performance-ratio.svg": (over_ours, "time / vae_fast's", True),
-    "performance-limit.svg": (of_limit, "% of memory's speed", False),
+    "performance-limit.svg": (of_limit, "% of the limit's speed", False),
     "performance-memory.svg": (in_gradients, "memory held / gradients", True),
 }
 
@@ -118,6 +118,8 @@ def draw(panel: Any, records: Sequence[Record], figure_of: Callable[[Record], fl
 def write(path: Path, docs: Path = DOCS) -> None:
     """Tables between the page's markers, plots beside it."""
     about, records, own = load(path)
+    if about["gpu"] or about.get("partial"):
+        raise SystemExit(f"{path}: not a whole run on a CPU, which the page shows: see --print")
     page = docs / "performance.md"
     before, start, rest = page.read_text().partition(START)
     _, end, after = rest.partition(END)

@@ -364,3 +364,17 @@ def test_pytest_stores_what_render_and_compare_read(harness, tmp_path):
     assert about["command"].endswith("--seconds 0") and list(tables) == ["Scaling"]
     assert [r["opponent"] for r in records] == ["ours", "limit"]
     assert compare.main([str(path), str(path)]) == 0
+
+
+def test_figures_by_hand(harness, case):
+    """Ratios in their direction, a call's share of its rounds, GB/s over the fewest bytes, the limit's share."""
+    import tables
+
+    m = harness.Measurement(read=2 * 10**9, written=10**9, gradients=1, limit="torch.add")
+    m.seconds = {"ours": [2.0, 4.0, 6.0], "eager": [6.0] * 3, "limit": [1.0] * 3, "limit, out=": [0.5] * 3}
+    m.iterations = {"ours": 2, "eager": 1, "limit": 1, "limit, out=": 1}
+    run = replace(case, shape=(100, 784), opponents=("ours", "eager", "limit", "limit, out="))
+    records = {name: harness.record(run, name, m) for name in run.opponents}
+    row = tables.speed(records, ["ours", "eager"])
+    assert (row["ours, ms"], row["IQR"], row["samples/s"], row["GB/s"]) == ("2000", "1000", "50", "1.5")
+    assert (row["of it, fresh"], row["of it, out="], row["eager / ours"]) == ("50%", "25%", "3.00")

@@ -9,7 +9,7 @@ from .cases import Case, Opponent
 
 Outputs = tuple[Tensor, ...]
 
-GATED = 2**23  # elements that the gate looks at: of larger shapes, the first rows
+GATED = 2**24  # elements that the gate looks at: of larger shapes, fewer rows
 VALUE_TOLERANCE = 1e-5  # relative: float32 sums of millions of terms, as the opponents take them
 GRADIENT_TOLERANCE = 2e-6  # of the largest gradient, beside half a unit in the last place of its dtype
 

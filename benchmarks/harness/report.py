@@ -52,6 +52,7 @@ def record(case: Case, name: str, m: Measurement) -> dict[str, Any]:
         elements = (m.read + m.written) // LIMIT_BYTES[m.limit]
         found["limit"] = f"{m.limit}, {elements} float32 elements"
         found["percent_of_limit"] = 100 * of[LIMITS[0]] / median
+        found["percent_of_limit_out"] = 100 * of[LIMITS[1]] / median if LIMITS[1] in of else None
     if name in m.peaks:
         found |= {"extra_bytes": m.peaks[name], "gradient_bytes": m.gradients, "operations": m.operations[name]}
     if name in m.gpu:

@@ -149,7 +149,7 @@ def prepared(case: Case, name: str, settings: Settings, sets: list[Any], m: Meas
     gate(case, opponent, *operands(case, GATED))
     theirs = [(arranged(opponent, leaves), data) for leaves, data in sets]
     calls = [caller(case.direction, opponent.function, *some) for some in theirs]
-    if case.direction == "forward":  # without a graph to record it is compiled once more, and differently
+    if case.direction != "forward + backward" or math.prod(case.shape) > GATED:  # it is compiled once more
         metrics.reset()
     calls[0]()
     events = events_of(without_gradients(calls[0], theirs[0][0]))
