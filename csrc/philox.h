@@ -10,7 +10,7 @@ namespace vae_fast {
 
 // W holds a 32-bit word: uint32_t, or uint64_t where that lets a compiler vectorise the 32 x 32 -> 64 bit products.
 template <class W>
-VAE_FAST_FN void philox_round(W (&c)[4], uint32_t key0, uint32_t key1) {
+VAE_FAST_FN void philox_round(W (&c)[4], W key0, W key1) {
   const uint64_t product0 = uint64_t{0xD2511F53u} * c[0], product1 = uint64_t{0xCD9E8D57u} * c[2];
   c[0] = static_cast<W>(product1 >> 32) ^ c[1] ^ key0;
   c[1] = static_cast<uint32_t>(product1);
@@ -19,15 +19,16 @@ VAE_FAST_FN void philox_round(W (&c)[4], uint32_t key0, uint32_t key1) {
 }
 
 // The rounds' keys, which depend on the seed alone
+template <class W>
 struct PhiloxKeys {
-  uint32_t low[10], high[10];
+  W low[10], high[10];
 
   VAE_FAST_FN explicit PhiloxKeys(uint64_t seed) {
     for (uint32_t round = 0; round < 10; ++round) {
       low[round] = static_cast<uint32_t>(seed) + round * 0x9E3779B9u;
       high[round] = static_cast<uint32_t>(seed >> 32) + round * 0xBB67AE85u;
 #if defined(__CUDA_ARCH__)  // in registers: ptxas would rather add again for each counter
-      asm("" : "+r"(low[round]), "+r"(high[round]));
+      if constexpr (sizeof(W) == 4) asm("" : "+r"(low[round]), "+r"(high[round]));
 #endif
     }
   }
@@ -35,7 +36,7 @@ struct PhiloxKeys {
 
 // c: the counter on entry, four random words on return
 template <class W>
-VAE_FAST_FN void philox(W (&c)[4], const PhiloxKeys& keys) {
+VAE_FAST_FN void philox(W (&c)[4], const PhiloxKeys<W>& keys) {
   for (int round = 0; round < 10; ++round) philox_round(c, keys.low[round], keys.high[round]);
 }
 

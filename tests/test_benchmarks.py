@@ -268,7 +268,7 @@ def test_without_a_gpu_or_its_library_nothing_is_read(harness, monkeypatch):
 
 
 def stored(harness, path, records, **more):
-    about = harness.about(quick=False, command="the command") | {"load": 0.0} | more
+    about = harness.about(quick=False, command="COMMAND") | {"load": 0.0} | more
     run = {"benchmarks": [{"extra_info": r} for r in records], "vae_fast": {"about": about, "tables": {}}}
     path.write_text(json.dumps(run))
     return path
@@ -298,10 +298,10 @@ def test_a_stored_run_is_rendered(harness, records, tmp_path):
     render.main([str(stored(harness, tmp_path / "run.json", records)), "--docs", str(tmp_path)])
     text = page.read_text()
     assert text.startswith("before") and text.endswith("after\n") and "stale" not in text
-    assert "    the command\n" in text and torch.__version__ in text and "Mistrust" not in text
+    assert "    COMMAND\n" in text and torch.__version__ in text and "Mistrust" not in text
     assert "| ours, ms |" in " ".join(text.split()) and "eager / ours" in text
     for name in render.PLOTS:
-        assert f"({name})" in text and "the command" in (tmp_path / name).read_text()
+        assert f"({name})" in text and "COMMAND" in (tmp_path / name).read_text()
 
 
 def test_throttled_rows_and_busy_machines_are_named(harness, records):

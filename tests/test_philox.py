@@ -35,7 +35,7 @@ PROGRAM = """
 extern "C" {
 void philox_words(uint32_t* c, uint64_t seed) {
   uint32_t words[4] = {c[0], c[1], c[2], c[3]};
-  vae_fast::philox(words, vae_fast::PhiloxKeys(seed));
+  vae_fast::philox(words, vae_fast::PhiloxKeys<uint32_t>(seed));
   for (int i = 0; i < 4; ++i) c[i] = words[i];
 }
 #define EACH(name, expression) \\

@@ -35,7 +35,7 @@ template <class T>
 VAE_FAST_CLONES const T* normals(uint64_t seed, int64_t first, int64_t n, T* noise) {
   constexpr int kCounters = kBlock / 4 + 2;
   uint32_t words[4][kCounters];
-  const PhiloxKeys keys(seed);
+  const PhiloxKeys<uint64_t> keys(seed);
   const int64_t counter = first / 4;
   const int counters = static_cast<int>((first + n + 3) / 4 - counter);
 #pragma GCC ivdep

@@ -22,7 +22,7 @@ struct Sampling {
 };
 
 // The four normals of elements 4 counter to 4 counter + 3
-__device__ __forceinline__ void normals_of_four(uint64_t counter, const PhiloxKeys& keys, float* normals) {
+__device__ __forceinline__ void normals_of_four(uint64_t counter, const PhiloxKeys<uint32_t>& keys, float* normals) {
   uint32_t words[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
   philox(words, keys);
   box_muller(words[0], words[1], normals[0], normals[1]);
@@ -56,7 +56,7 @@ struct Sampler {
     if (DIVERGENCE && !BACKWARD) total += state.sum(0), state = Kl{};
   }
 
-  __device__ __forceinline__ void vectors(const Part& part, const PhiloxKeys& keys) {
+  __device__ __forceinline__ void vectors(const Part& part, const PhiloxKeys<uint32_t>& keys) {
     constexpr int kFirst = BACKWARD && !DIVERGENCE ? 1 : 0;  // mu isn't needed
     const P* in[K];
 #pragma unroll
@@ -92,7 +92,7 @@ struct Sampler {
   }
 
   // Any strides and widths, four by four as the noise is made; a row's first and last four may lie in others too
-  __device__ __forceinline__ void elements(const Part& part, const PhiloxKeys& keys) {
+  __device__ __forceinline__ void elements(const Part& part, const PhiloxKeys<uint32_t>& keys) {
     const int64_t begin = row * s.columns + part.first, end = row * s.columns + part.last;
 #pragma unroll 1
     for (int64_t counter = begin / 4 + part.place; 4 * counter < end; counter += part.team) {
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
     sample(const __grid_constant__ Sampling<Kl<float, 1>::kParameters> s) {
   __shared__ float warps[kThreads / 32];
   const int split = blockIdx.y;
-  const PhiloxKeys keys(static_cast<uint64_t>(__ldg(s.seed)));
+  const PhiloxKeys<uint32_t> keys(static_cast<uint64_t>(__ldg(s.seed)));
   for (int64_t tile = blockIdx.x; tile < s.tiling.tiles; tile += gridDim.x) {
     const Part part(s.tiling, tile, s.rows, s.columns, split);
     Sampler<Kl<float, 1>, P, BACKWARD, DIVERGENCE> sampler{s, part.row, 0.f};
