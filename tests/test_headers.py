@@ -40,7 +40,7 @@ NOISE = """
 template <class W, class T>
 {kind} void noise(uint64_t seed, T* out) {{
   W words[4] = {{1, 2, 3, 4}};
-  vae_fast::philox(words, vae_fast::PhiloxKeys<uint32_t>(seed));
+  vae_fast::philox(words, vae_fast::PhiloxKeys<W>(seed));
   vae_fast::box_muller(static_cast<uint32_t>(words[0]), static_cast<uint32_t>(words[1]), out[0], out[1]);
 }}
 """
