@@ -15,11 +15,10 @@ struct Dtype;
 template <>
 struct Dtype<float> {
   static constexpr ScalarType type = ScalarType::Float;
-  using Stored = float;
-  static __device__ __forceinline__ float of(float stored, float) { return stored; }
+  using Stored = uint32_t;
+  static __device__ __forceinline__ float of(uint32_t stored, float) { return bits<float>(stored); }
   static __device__ __forceinline__ void widen(uint32_t word, float, float* to) { to[0] = bits<float>(word); }
   static __device__ __forceinline__ uint32_t narrow(const float* from) { return bits<uint32_t>(from[0]); }
-  static __device__ __forceinline__ void store(float* p, float value) { *p = value; }
 };
 
 // The two 16-bit dtypes: a word holds two
@@ -37,10 +36,6 @@ struct Dtype<BFloat16> {
     uint32_t word;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(from[1]), "f"(from[0]));
     return word;
-  }
-  static __device__ __forceinline__ void store(BFloat16* p, float value) {
-    const float pair[2] = {value, 0.f};
-    *reinterpret_cast<Stored*>(p) = static_cast<Stored>(narrow(pair));
   }
 };
 
@@ -60,10 +55,6 @@ struct Dtype<Half> {
     uint32_t word;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(from[1]), "f"(from[0]));
     return word;
-  }
-  static __device__ __forceinline__ void store(Half* p, float value) {
-    const float pair[2] = {value, 0.f};
-    *reinterpret_cast<Stored*>(p) = static_cast<Stored>(narrow(pair));
   }
 };
 
@@ -108,7 +99,9 @@ __device__ __forceinline__ float load(const char* data, ScalarType type, int64_t
 template <class S>
 __device__ __forceinline__ void store(char* data, ScalarType type, int64_t offset, float value) {
   if constexpr (!std::is_same_v<S, Any>) {
-    Dtype<S>::store(reinterpret_cast<S*>(data) + offset, value);
+    using Stored = typename Dtype<S>::Stored;
+    const float pair[2] = {value, 0.f};  // a word of 16-bit elements
+    reinterpret_cast<Stored*>(data)[offset] = static_cast<Stored>(Dtype<S>::narrow(pair));
   } else {
     switch (type) {
       case ScalarType::Float: return store<float>(data, type, offset, value);

@@ -4,8 +4,8 @@
 namespace vae_fast {
 namespace {
 
-// gradient *= factor, in place, each element read once before it is written. Where the factor is 1 nothing moves; 0 selects. S: the gradient's dtype; V: elements in
-// one access, which V divides the columns for.
+// gradient *= factor, in place, each element read once before it is written. Where the factor is 1 nothing moves; 0
+// selects. S: the gradient's dtype; V: elements in one access, which V divides the columns for.
 template <class S, int V>
 __global__ void __launch_bounds__(kThreads)
     scale_rows(S* gradient, int64_t count, int64_t columns, const __grid_constant__ Matrix factors, bool one_factor) {
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) values[lane] = factor == 0.f ? 0.f : values[lane] * factor;
     if constexpr (V > 1) store_vector(gradient + place, values);
-    else Dtype<S>::store(gradient + place, values[0]);
+    else store<S>(reinterpret_cast<char*>(gradient), Dtype<S>::type, place, values[0]);
   }
 }
 
