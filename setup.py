@@ -98,7 +98,7 @@ def run_compiler(command: list[str], what: str) -> None:
 class Cxx:
     """The C++ compiler, which also links."""
 
-    language, sources, headers = "C++", "csrc/cpu/*.cpp", ("*.h",)
+    language, sources, headers = "C++", "csrc/cpu/**/*.cpp", ("*.h",)
     to_host = ""  # what goes before a flag
 
     @cached_property
@@ -130,7 +130,7 @@ class Cxx:
 class Nvcc:
     """The CUDA compiler, with a C++ compiler for the host's part."""
 
-    language, sources, headers = "CUDA", "csrc/cuda/*.cu", ("*.h", "*.cuh")
+    language, sources, headers = "CUDA", "csrc/cuda/**/*.cu", ("*.h", "*.cuh")
     to_host = "-Xcompiler="
 
     def __init__(self, host: Cxx) -> None:

@@ -7,26 +7,48 @@
 //   sum(lane)                                      turns a lane's state into a number that adds up; after at most
 //                                                  kJoined observations, in one lane or joined
 //   kHeavy                                         whether a step takes so much that a GPU has no room for two at once
+//   kOptions                                       how many numbers, the same for all observations, choose its form
+//   kCounts                                        x is a count, and bytes are the numbers they are; else they are x / 255
+//   kSparse                                        step leaves out what vanishes at x = 0:
+//   rest(lane, parameters, x, scale, gradients)    adds that to the state, and to the gradients
 //   finish(total, count)                           closes the sum over `count` observations, in nats; a row's parts,
 //                                                  finished one by one, must add up to the row
 //
-// One that is constructed from a T takes the row's last parameter as shared by all columns.
+// It is constructed from its options, `const T*`, if it has any; one that is also constructed from a T, behind them,
+// takes the row's last parameter as shared by all columns.
 #pragma once
+
+#include <type_traits>
 
 #include "math.h"
 
 namespace vae_fast {
 
+struct Defaults {
+  static constexpr int kJoined = 1 << 30, kOptions = 0;
+  static constexpr bool kHeavy = false, kCounts = false, kSparse = false;
+};
+
 // The common state: one sum
 template <class T, int LANES>
-struct Sum {
-  static constexpr int kJoined = 1 << 30;
-  static constexpr bool kHeavy = false;
+struct Sum : Defaults {
   T total[LANES];
 
   VAE_FAST_FN void join(int lane, int other) { total[lane] += total[other]; }
   VAE_FAST_FN T sum(int lane) const { return total[lane]; }
   VAE_FAST_FN T finish(T total, T) const { return total; }
 };
+
+// Whether it takes the last parameter as shared
+template <class A, class T>
+constexpr bool shares_last = A::kOptions > 0 ? std::is_constructible_v<A, const T*, T> : std::is_constructible_v<A, T>;
+
+template <class A, class T>
+VAE_FAST_FN A start(const T* options, T last_parameter) {
+  if constexpr (A::kOptions > 0 && shares_last<A, T>) return A(options, last_parameter);
+  else if constexpr (A::kOptions > 0) return A(options);
+  else if constexpr (shares_last<A, T>) return A(last_parameter);
+  else return A{};
+}
 
 }  // namespace vae_fast

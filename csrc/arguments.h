@@ -82,14 +82,27 @@ inline bool is_floating(ScalarType type) {
          type == ScalarType::Half;
 }
 
+// of more than a byte
+inline bool is_integer(ScalarType type) {
+  return type == ScalarType::Int || type == ScalarType::Long || type == ScalarType::UInt16;
+}
+
 // [B, D] as it lies in memory; a dimension of size 1 is repeated
 inline Matrix matrix(const Tensor& t, const char* name, int64_t rows, int64_t columns) {
   STD_TORCH_CHECK(t.dim() == 2 && (t.size(0) == rows || t.size(0) == 1) && (t.size(1) == columns || t.size(1) == 1),
                   name, " must have shape [", rows, ", ", columns, "] or 1 in place of either");
   const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK(is_floating(type) || type == ScalarType::Byte || type == ScalarType::Bool, name,
-                  " must be floating point, uint8 or bool");
+  STD_TORCH_CHECK(is_floating(type) || is_integer(type) || type == ScalarType::Byte || type == ScalarType::Bool, name,
+                  " has a dtype that no kernel reads");
   return {static_cast<char*>(t.data_ptr()), type, t.size(0) == 1 ? 0 : t.stride(0), t.size(1) == 1 ? 0 : t.stride(1)};
+}
+
+// x, in which integers other than bytes are counts
+inline Matrix observed(const Tensor& x, int64_t rows, int64_t columns, bool counts) {
+  Matrix m = matrix(x, "x", rows, columns);
+  STD_TORCH_CHECK(counts || !is_integer(m.type), "x must be floating point, uint8 (an intensity, x / 255) or bool");
+  m.counts = counts;
+  return m;
 }
 
 inline Matrix parameter(const Tensor& t, const char* name, int64_t rows, int64_t columns) {

@@ -15,6 +15,7 @@ struct Matrix {
   char* data = nullptr;  // null: the operand is absent
   ScalarType type = ScalarType::Float;
   int64_t row_stride = 0, column_stride = 0;  // in elements; 0 repeats
+  bool counts = false;                        // bytes are the numbers they are; else they are x / 255
 
   template <class S>
 #if defined(__CUDACC__)

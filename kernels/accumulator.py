@@ -1,11 +1,12 @@
 """What the row loop needs of a likelihood or a divergence: an accumulator over the observations of a row.
 
-    step(state, parameters, x, factor, ONE) -> (state, gradients)    adds one observation
-    fold(state, ONE, VECTOR) -> terms                                turns the state into terms that add up
-    finish(total, count, parameters) -> value                        closes a row of `count` observations
+    step(state, parameters, x, factor, ONE, OPTIONS) -> (state, gradients)    adds one observation
+    fold(state, ONE, VECTOR) -> terms                                         turns the state into terms that add up
+    finish(total, count, parameters) -> value                                 closes a row of `count` observations
 
 step works on tiles [ROWS, COLS]; a parameter that is one number a row arrives as [ROWS, 1], and as [ROWS] in finish.
-x is in units of 1 / ONE: bytes come as 0 to 255 with ONE = 255. The gradients are times factor.
+x is in units of 1 / ONE: bytes come as 0 to 255, with ONE = 255 unless they are counts. The gradients are times factor.
+OPTIONS are the numbers, the same for all observations, that choose a likelihood's form.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import triton.language as tl
 class Accumulator:
     """step, fold, finish: the functions. states: how many tensors the state has; they start at 0.
     neutral: parameters that with x = 0 leave the state as it is, for places that don't count.
-    steps: after how many steps of a single tensor element the state must be folded, None for never."""
+    steps: after how many steps of a single tensor element the state must be folded, None for never.
+    counts: x is a count, and bytes are the numbers that they are."""
 
     step: Any
     fold: Any
@@ -27,6 +29,7 @@ class Accumulator:
     states: int
     neutral: tuple[float, ...]
     steps: int | None = None
+    counts: bool = False
 
 
 @triton.jit

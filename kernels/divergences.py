@@ -8,7 +8,7 @@ from vae_fast.kernels.fastmath import exp, expm1_minus, inverse_root
 
 
 @triton.jit
-def standard_kl(state, parameters, x, factor, ONE: tl.constexpr):
+def standard_kl(state, parameters, x, factor, ONE: tl.constexpr, OPTIONS: tl.constexpr):
     """KL(N(m, e^v) || N(0, 1)) = 1/2 [m^2 + e^v - 1 - v], with d/dm = m, d/dv = 1/2 (e^v - 1)."""
     m, v = parameters
     excess = expm1_minus(v, exp(v))
@@ -16,7 +16,7 @@ def standard_kl(state, parameters, x, factor, ONE: tl.constexpr):
 
 
 @triton.jit
-def gaussian_kl(state, parameters, x, factor, ONE: tl.constexpr):
+def gaussian_kl(state, parameters, x, factor, ONE: tl.constexpr, OPTIONS: tl.constexpr):
     """KL(N(m, e^v) || N(m', e^v')) = 1/2 [e^r - 1 - r + h^2], r = v - v', h = (m - m') e^(-v'/2), with
     d/dm = -d/dm' = (m - m') e^-v', d/dv = 1/2 (e^r - 1), d/dv' = -1/2 (e^r - 1 + h^2)."""
     m, v, prior_m, prior_v = parameters
@@ -34,7 +34,7 @@ def gaussian_kl(state, parameters, x, factor, ONE: tl.constexpr):
 
 
 @triton.jit
-def log_ratio(state, parameters, x, factor, ONE: tl.constexpr):
+def log_ratio(state, parameters, x, factor, ONE: tl.constexpr, OPTIONS: tl.constexpr):
     """log q(z) - log p(z) = 1/2 [v' - v + h'^2 - h^2], h = (z - m) e^(-v/2), h' = (z - m') e^(-v'/2): the Monte-Carlo
     form of the KL, for one sample z ~ q."""
     z, m, v, prior_m, prior_v = parameters

@@ -205,27 +205,36 @@ def _accumulate(
     return (*values, *(g.finish() if g else nll.out.new_empty(0) for g in (*gradients, *latent_gradients)))
 
 
-def _likelihood(name: str, parameters: Sequence[Tensor], x: Tensor, mask: Tensor | None, asked: int) -> Operands:
+def _likelihood(
+    name: str, parameters: Sequence[Tensor], x: Tensor, options: Sequence[float], mask: Tensor | None, asked: int
+) -> Operands:
     each, shared = LIKELIHOODS[name]
     check_matrix("x", x)
     check_matrix("each parameter", *parameters)
     rows, width = x.shape
     accumulator = shared if parameters[-1].size(1) == 1 != width else each
-    return Operands(accumulator, parameters, rows, width, asked, x, mask)
+    return Operands(accumulator, parameters, rows, width, asked, x, mask, tuple(options))
+
+
+def _observations(name: str, arguments: Sequence[Any]) -> tuple[Sequence[Any], Tensor, Sequence[float], Sequence[Any]]:
+    """An operator's arguments as parameters, x, options and what follows them."""
+    count = len(LIKELIHOODS[name][0].neutral)
+    options = next(k for k, a in enumerate(arguments[count + 1 :]) if not isinstance(a, float))
+    last = count + 1 + options
+    return arguments[:count], arguments[count], arguments[count + 1 : last], arguments[last:]
 
 
 def nll(name: str, *arguments: Any) -> tuple[Tensor, ...]:
-    """The operator <name>_nll: (parameters, x, weight?, mask?, asked) -> (nll [B], gradients)."""
-    *parameters, x, weight, mask, asked = arguments
-    return _accumulate(_likelihood(name, parameters, x, mask, asked), None, weight)
+    """The operator <name>_nll: (parameters, x, options, weight?, mask?, asked) -> (nll [B], gradients)."""
+    parameters, x, options, (weight, mask, asked) = _observations(name, arguments)
+    return _accumulate(_likelihood(name, parameters, x, options, mask, asked), None, weight)
 
 
 def elbo(name: str, *arguments: Any) -> tuple[Tensor, ...]:
     """The operator elbo_<name>; see vae_fast/ops/likelihoods.py for its arguments and results."""
-    *parameters, x, mu, logvar, prior_mu, prior_logvar, weight, mask, beta_factor, beta, scale, reduce, asked = (
-        arguments
-    )
-    operands = _likelihood(name, parameters, x, mask, asked)
+    parameters, x, options, rest = _observations(name, arguments)
+    mu, logvar, prior_mu, prior_logvar, weight, mask, beta_factor, beta, scale, reduce, asked = rest
+    operands = _likelihood(name, parameters, x, options, mask, asked)
     check_posterior(mu, logvar, prior_mu, prior_logvar)
     check(len(mu) == len(x), f"mu must have {len(x)} rows, got {len(mu)}")
     given = prior_mu is not None

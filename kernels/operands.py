@@ -42,6 +42,7 @@ class Operands:
     asked: int
     x: Tensor | None = None
     mask: Tensor | None = None
+    options: tuple[float, ...] = ()
 
     def kind(self, t: Tensor) -> int:
         """1: one number a row, 2: one row for all, 3: both, 0: neither."""
@@ -90,9 +91,10 @@ class Operands:
             columns.bounded,
             unroll,
             steps // unroll * unroll if per_split > steps else 0,
-            255 if self.x is not None and self.x.dtype == torch.uint8 else 1,
+            255 if self.x is not None and self.x.dtype == torch.uint8 and not self.accumulator.counts else 1,
             self.accumulator.states,
             self.accumulator.neutral,
+            self.options,
         )
 
 
@@ -115,7 +117,9 @@ def check_operands(operands: Operands, weight: Tensor | None) -> None:
         check(fits, f"each parameter must have shape [{rows}, {width}] or 1 in place of either, got {list(t.shape)}")
         check(t.is_floating_point(), f"each parameter must be floating point, got {t.dtype}")
     if x is not None:
-        check(x.is_floating_point() or x.dtype in (torch.uint8, torch.bool), f"x must be a number, got {x.dtype}")
+        counts = (torch.int32, torch.int64, torch.uint16) if operands.accumulator.counts else ()
+        known = x.is_floating_point() or x.dtype in (torch.uint8, torch.bool, *counts)
+        check(known, f"x has a dtype that the kernels don't read: {x.dtype}")
     if mask is not None:
         fits = mask.dtype == torch.bool and mask.shape == (rows, width)
         check(fits, f"mask must be bool of shape [{rows}, {width}], got {mask.dtype} {list(mask.shape)}")

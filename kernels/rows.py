@@ -45,6 +45,7 @@ def observe(
     NEUTRAL: tl.constexpr,
     KINDS: tl.constexpr,
     ONE: tl.constexpr,
+    OPTIONS: tl.constexpr,
     SELECT: tl.constexpr,
     BOUNDED: tl.constexpr,
     FOURS: tl.constexpr,
@@ -78,7 +79,7 @@ def observe(
         if SELECT or BOUNDED:
             x = tl.where(keep, x, 0.0)
 
-    state, found = STEP(state, parameters, x, factor, ONE)
+    state, found = STEP(state, parameters, x, factor, ONE, OPTIONS)
 
     grown_columns, grown_rows = (), ()
     for k in tl.static_range(len(KINDS)):
@@ -148,6 +149,7 @@ def section(
     ONE: tl.constexpr = SHAPE[7]
     STATES: tl.constexpr = SHAPE[8]
     NEUTRAL: tl.constexpr = SHAPE[9]
+    OPTIONS: tl.constexpr = SHAPE[10]
     gradients = operands[2]
     count = tl.zeros([ROWS, COLS], tl.float32) if operands[4] is not None else 0.0
     carried = (zeros(STATES, ROWS, COLS), zeros_for(gradients, SHAPE, 1, ROWS, COLS), over_rows, count)
@@ -158,7 +160,7 @@ def section(
                 for k in tl.static_range(UNROLL):
                     carried = observe(
                         carried, operands, constants, where, begin + (tile + k) * COLS, width,
-                        STEP, NEUTRAL, KINDS, ONE, SELECT, BOUNDED, FOURS, COLS,
+                        STEP, NEUTRAL, KINDS, ONE, OPTIONS, SELECT, BOUNDED, FOURS, COLS,
                     )  # fmt: skip
             total += FOLD(carried[0], ONE, GROUP)
             carried = (zeros(STATES, ROWS, COLS), carried[1], carried[2], carried[3])
@@ -167,7 +169,7 @@ def section(
             for k in tl.static_range(UNROLL):
                 carried = observe(
                     carried, operands, constants, where, begin + (tile + k) * COLS, width,
-                    STEP, NEUTRAL, KINDS, ONE, SELECT, BOUNDED, FOURS, COLS,
+                    STEP, NEUTRAL, KINDS, ONE, OPTIONS, SELECT, BOUNDED, FOURS, COLS,
                 )  # fmt: skip
         total = FOLD(carried[0], ONE, GROUP)
     _, over_columns, over_rows, count = carried

@@ -164,7 +164,7 @@ def test_asked_for_cpu_a_build_without_a_compiler_fails(tree):
 def test_asked_for_cuda_a_tree_without_cuda_kernels_fails(tree):
     done = build(tree, VAE_FAST_BUILD="cuda")
     assert done.returncode != 0
-    assert "VAE_FAST_BUILD=cuda: this source tree has no CUDA kernels (csrc/cuda/*.cu)" in done.stderr
+    assert "VAE_FAST_BUILD=cuda: this source tree has no CUDA kernels (csrc/cuda/**/*.cu)" in done.stderr
 
 
 @needs_compiler

@@ -153,7 +153,7 @@ CASES = {
     "recon of gaussian": (
         lambda: elbo(recon=(L, L, L), likelihood="gaussian"),
         TypeError,
-        "ELBOLoss: recon must be a tensor or a tuple (mean, logvar) for likelihood 'gaussian', got 3 values",
+        "ELBOLoss: recon must be a tensor or a tuple (mean, logvar=0) for likelihood 'gaussian', got 3 values",
     ),
     "shape of logvar": (
         lambda: vae_fast.gaussian_nll(L, X, logvar=torch.zeros(5)),

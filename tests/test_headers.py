@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vae_fast.likelihoods import LIKELIHOODS
+
 CSRC = Path(__file__).parents[1] / "csrc"
 INCLUDED = ("-I", str(CSRC), "-isystem", str(Path(torch.__file__).parent / "include"))
 HEADERS = sorted(path.relative_to(CSRC).as_posix() for path in [*CSRC.glob("*.h"), *CSRC.glob("likelihoods/*.h")])
@@ -15,21 +17,16 @@ COMPILERS = ("g++", "clang++")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wdouble-promotion", "-Werror")
 ACCUMULATOR = re.compile(r"struct (\w+)(?: : [^{]+)? \{\n  static constexpr int kParameters")
 KERNELS = """
+// options; in: parameters, x and scale of two observations; out: gradients, and the value
 template <class A, class T>
-__device__ A start(T last) {
-  if constexpr (std::is_constructible_v<A, T>) return A(last);
-  else return A{};
-}
-
-// in: parameters, x and scale of two observations; out: gradients, and the value
-template <class A, class T>
-__global__ void run(const T* in, T* out) {
+__global__ void run(const T* options, const T* in, T* out) {
   constexpr int K = A::kParameters;
-  A state = start<A, T>(in[K - 1]);
+  A state = vae_fast::start<A, T>(options, in[K - 1]);
   for (int lane = 0; lane < 2; ++lane) {
     T parameters[K], gradients[K];
     for (int k = 0; k < K; ++k) parameters[k] = in[lane * (K + 2) + k];
     state.step(lane, parameters, in[lane * (K + 2) + K], in[lane * (K + 2) + K + 1], gradients);
+    if constexpr (A::kSparse) state.rest(lane, parameters, in[lane * (K + 2) + K], T(1), gradients);
     for (int k = 0; k < K; ++k) out[lane * K + k] = gradients[k];
   }
   state.join(0, 1);
@@ -71,7 +68,10 @@ def compiles(source: Path, *command: str) -> None:
 
 def device_code(header: str, kind: str) -> str:
     """Kernels of `kind`, float or double, that use what the header defines."""
-    kernels = [f"run<vae_fast::{name}<{kind}, 2>, {kind}>(const {kind}*, {kind}*)" for name in accumulators(header)]
+    kernels = [
+        f"run<vae_fast::{name}<{kind}, 2>, {kind}>(const {kind}*, const {kind}*, {kind}*)"
+        for name in accumulators(header)
+    ]
     code = KERNELS
     if header == "philox.h":
         code += NOISE.format(kind="__global__")
@@ -83,10 +83,13 @@ def device_code(header: str, kind: str) -> str:
     return f'#include "{header}"\n#include <type_traits>\n{code}'
 
 
-def test_every_likelihood_of_the_registry_is_found():
-    registered = re.findall(r"X\(\w+, (\w+), (\w+)\)", (CSRC / "likelihoods/registry.h").read_text())
+@pytest.mark.parametrize("folder", ["cpu", "cuda"])
+def test_every_likelihood_is_registered_with_accumulators_that_are_found(folder):
+    sources = [path.read_text() for path in (CSRC / folder / "likelihoods").iterdir()]
+    registered = re.findall(r"VAE_FAST_LIKELIHOOD\((\w+), (\w+), (\w+)\)", "".join(sources))
     found = {name for header in HEADERS for name in accumulators(header)}
-    assert registered and {name for pair in registered for name in pair} <= found
+    assert {name for name, *_ in registered} == set(LIKELIHOODS)
+    assert {name for _, *pair in registered for name in pair} <= found
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)

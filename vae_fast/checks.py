@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_INTEGERS = (torch.int32, torch.int64, torch.uint16)  # that counts come in
 
 
 def floating(owner: str, name: str, t: Tensor) -> None:
@@ -26,13 +27,16 @@ def same_device(owner: str, a: str, first: Tensor, b: str, second: Tensor) -> No
         raise ValueError(f"{owner}: {a} and {b} are on different devices: {first.device} and {second.device}")
 
 
-def target(owner: str, x: Tensor) -> None:
+def target(owner: str, x: Tensor, counts: bool = False) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner}: x must be a tensor, got {type(x).__name__}")
-    if x.dtype not in (*_FLOATING, torch.uint8, torch.bool):
-        raise TypeError(
-            f"{owner}: x must be floating point, bool or uint8 (an intensity, x/255), got {str(x.dtype)[6:]}"
+    if x.dtype not in (*_FLOATING, torch.uint8, torch.bool, *(_INTEGERS if counts else ())):
+        expected = (
+            "a count: floating point, int32, int64, uint16, uint8 or bool"
+            if counts
+            else "floating point, bool or uint8 (an intensity, x/255)"
         )
+        raise TypeError(f"{owner}: x must be {expected}, got {str(x.dtype)[6:]}")
     constant(owner, "x", x)
 
 
@@ -67,6 +71,14 @@ def element_mask(owner: str, mask: Tensor, x: Tensor) -> Tensor:
         raise TypeError(f"{owner}: mask must be a bool tensor, True where x counts, got {got}")
     same_device(owner, "x", x, "mask", mask)
     return broadcast(owner, "mask", mask, x)
+
+
+def one_a_row(owner: str, name: str, t: Tensor, x: Tensor) -> Tensor:
+    """t, one number or one for each row of x, as [1 or B, 1, ...]"""
+    rows = x.shape[0]
+    if t.numel() != 1 and (t.numel() != rows or t.shape[0] != rows):
+        raise ValueError(f"{owner}: {name} must be one number a row, of shape [{rows}], got {list(t.shape)}")
+    return t.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def broadcast(owner: str, name: str, t: Tensor, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Shapes: B is the first dimension of every tensor, the rest are features. All val
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from vae_fast.ops.backend import use_reference
 from vae_fast.ops.likelihoods import ELBO, NLL
 
 Prior = reference.Prior
+_NONE: Mapping[str, float] = {}
 
 __all__ = [
     "bernoulli_nll",
@@ -184,12 +185,15 @@ def nll(
     x: Tensor,
     weight: Tensor | None,
     mask: Tensor | None,
+    options: Mapping[str, float] = _NONE,
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
-    tensors, target, weight, mask = _observations(names, parameters, x, weight, mask)
+    tensors, target, weight, mask = _observations(entry, names, parameters, x, weight, mask)
     if use_reference(*tensors):
-        return reference.nll(entry.elementwise, tensors, target, weight=weight, mask=mask)
-    return _onepass.apply(NLL[entry.name], *tensors, target, weight, mask)
+        return reference.nll(
+            entry.elementwise, tensors, target, weight=weight, mask=mask, options=options, counts=entry.counts
+        )
+    return _onepass.apply(NLL[entry.name], *tensors, target, *entry.numbers(options), weight, mask)
 
 
 def elbo(
@@ -200,11 +204,12 @@ def elbo(
     mu: Tensor,
     logvar: Tensor,
     objective: Objective,
+    options: Mapping[str, float] = _NONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, nll [B], kl [B]) in one pass."""
     owner, name = names[:2]
     _check_posterior(owner, mu, logvar)
-    tensors, target, weight, mask = _observations(names, parameters, x, objective.weight, objective.mask)
+    tensors, target, weight, mask = _observations(entry, names, parameters, x, objective.weight, objective.mask)
     same_batch(owner, name, target, mu)
     rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, objective.prior, mu)
     beta, scale, reduce = objective.beta, objective.scale, objective.reduce
@@ -220,12 +225,15 @@ def elbo(
             beta=beta,
             scale=scale,
             reduce=reduce,
+            options=options,
+            counts=entry.counts,
         )
     factor, number = (beta.to(mu.device), 1.0) if isinstance(beta, Tensor) else (None, beta)
     return _onepass.apply(
         ELBO[entry.name],
         *tensors,
         target,
+        *entry.numbers(options),
         *rows,
         *(prior or (None, None)),
         weight,
@@ -264,6 +272,7 @@ def weighted_monte_carlo_kl(
 
 
 def _observations(
+    entry: Likelihood,
     names: Sequence[str],
     parameters: Sequence[Tensor | float],
     x: Tensor,
@@ -274,7 +283,7 @@ def _observations(
     owner, name, *others = names
     first: Tensor = parameters[0]  # type: ignore[assignment]
     checks.floating(owner, name, first)
-    checks.target(owner, x)
+    checks.target(owner, x, entry.counts)
     checks.same_shape(owner, name, first, "x", x)
     checks.same_device(owner, name, first, "x", x)
     if weight is not None:
@@ -282,9 +291,11 @@ def _observations(
     if mask is not None:
         mask = checks.element_mask(owner, mask, x)
     rest = [p if isinstance(p, Tensor) else _number(p, first) for p in parameters[1:]]
+    if entry.per_row:
+        rest[-1] = checks.one_a_row(owner, others[-1], rest[-1], x)
     if _channels_last(first) and _channels_last(x):
         for k, p in enumerate(rest):
-            if p.numel() > 1:
+            if p.numel() > 1 and p.shape[-3:].numel() > 1:
                 checks.broadcast(owner, others[k], p, x)
                 rest[k] = _channels_to_the_end(p)
         mask = mask if mask is None else _channels_to_the_end(mask)

@@ -6,10 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast import checks, functional
-from vae_fast.likelihoods import LIKELIHOODS, find
+from vae_fast.likelihoods import LIKELIHOODS, Likelihood, find
 
 REDUCTIONS = ("mean", "sum", "none", "mean_all")
 Reconstruction = Tensor | tuple[Tensor, ...]
+
+
+def _expected(entry: Likelihood) -> str:
+    """What a decoder may return."""
+    required = len(entry.parameters) - len(entry.defaults)
+    defaults = zip(entry.parameters[required:], entry.defaults, strict=True)
+    names = [*entry.parameters[:required], *(f"{name}={value:g}" for name, value in defaults)]
+    forms = ["a tensor"] * (required == 1) + [f"a tuple ({', '.join(names)})"] * (len(names) > 1)
+    return " or ".join(forms)
 
 
 class ELBOTerms(NamedTuple):
@@ -36,6 +45,7 @@ class ELBOLoss(nn.Module):
             nn.Parameters they are this module's parameters too.
         validate_args: check that x, where it counts, lies in the likelihood's support, and that no weight is negative
             (on a CPU weights always are checked). Costs a pass over x and, on a GPU, a synchronisation.
+        options: what the likelihood's own function takes beside tensors, by name.
 
     Raises ValueError or TypeError, naming the argument, what came and what was expected.
     """
@@ -53,9 +63,10 @@ class ELBOLoss(nn.Module):
         kl: str = "analytic",
         prior: functional.Prior | None = None,
         validate_args: bool = False,
+        **options: float,
     ) -> None:
         super().__init__()
-        self.entry = find(likelihood, "ELBOLoss")
+        self.entry, self.options = find(likelihood, "ELBOLoss", options), options
         if not from_logits:
             if likelihood != "bernoulli":
                 raise ValueError(f"ELBOLoss: from_logits=False is for likelihood 'bernoulli', got {likelihood!r}")
@@ -128,7 +139,7 @@ class ELBOLoss(nn.Module):
             self.prior, weight, mask, self.beta, self._scale(parameters[0]), self.reduction != "none"
         )
         if self.kl == "analytic":
-            loss, nll, kl = functional.elbo(self.entry, names, parameters, x, mu, logvar, objective)
+            loss, nll, kl = functional.elbo(self.entry, names, parameters, x, mu, logvar, objective, self.options)
         else:
             loss, nll, kl = self._monte_carlo(names, parameters, x, mu, logvar, z, objective)
         if self.validate_args:
@@ -136,14 +147,13 @@ class ELBOLoss(nn.Module):
         return ELBOTerms(loss, *(t.detach() if t.requires_grad else t for t in (nll, kl)))
 
     def _parameters_of(self, recon: Reconstruction) -> tuple[Tensor | float, ...]:
-        names = self.entry.parameters
-        if isinstance(recon, Tensor):
-            return (recon, *self.entry.defaults)
-        if not isinstance(recon, tuple | list) or len(recon) != len(names):
-            expected = "a tensor" if len(names) == 1 else f"a tensor or a tuple ({', '.join(names)})"
+        entry = self.entry
+        given = (recon,) if isinstance(recon, Tensor) else recon
+        least = len(entry.parameters) - len(entry.defaults)
+        if not isinstance(given, tuple | list) or not least <= len(given) <= len(entry.parameters):
             got = f"{len(recon)} values" if isinstance(recon, tuple | list) else type(recon).__name__
-            raise TypeError(f"ELBOLoss: recon must be {expected} for likelihood {self.likelihood!r}, got {got}")
-        return tuple(recon)
+            raise TypeError(f"ELBOLoss: recon must be {_expected(entry)} for likelihood {self.likelihood!r}, got {got}")
+        return (*given, *entry.defaults[len(given) - least :])
 
     def _monte_carlo(
         self,
@@ -157,7 +167,7 @@ class ELBOLoss(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, nll, kl), with log q(z|x) - log p(z) in place of the KL."""
         prior, weight, mask, beta, scale, reduce = objective
-        nll = functional.nll(self.entry, names, parameters, x, weight, mask)
+        nll = functional.nll(self.entry, names, parameters, x, weight, mask, self.options)
         functional.same_batch("ELBOLoss", "recon", x, mu)
         if z is None:
             z = functional.reparameterize(mu, logvar)

@@ -1,6 +1,6 @@
 """A VAE around a user's encoder and decoder."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class VAE(nn.Module):
     Arguments:
         encoder: x [B, ...] -> (mu, logvar) of q(z|x), or one tensor [B, 2 Z] that holds both, mu first.
         decoder: z [B, Z] -> parameters of p(x|z): logits for "bernoulli"; the mean or (mean, logvar) for "gaussian".
-        likelihood, beta: as for `ELBOLoss`.
+        likelihood, beta, options: as for `ELBOLoss`.
         latent_dim: Z; needed by `sample` before anything was encoded.
 
     Data x is floating point, bool, or uint8 (an intensity): the encoder sees it as x/255, the loss reads the bytes.
@@ -41,10 +41,11 @@ class VAE(nn.Module):
         likelihood: str = "bernoulli",
         beta: float | Tensor = 1.0,
         latent_dim: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.latent_dim = encoder, decoder, latent_dim
-        self.objective = ELBOLoss(likelihood, beta=beta)
+        self.objective = ELBOLoss(likelihood, beta=beta, **options)
 
     def forward(self, x: Tensor, *, weight: Tensor | None = None, mask: Tensor | None = None) -> VAEOutput:
         """Encodes x, samples z, decodes, and returns the loss with everything on the way to it."""

@@ -328,6 +328,9 @@ void monte_carlo_kl(StableIValue* stack, uint64_t, uint64_t) {
 
 }  // namespace
 
+Work divergence_work(Term<2>& term) { return term.work<StandardKl>(); }
+Work divergence_work(Term<4>& term) { return term.work<GaussianKl>(); }
+
 STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {
   m.impl("reparameterize", &reparameterize);
   m.impl("sample_kl", &sample_kl);

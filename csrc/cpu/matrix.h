@@ -16,10 +16,13 @@ namespace vae_fast {
 template <class T>
 constexpr ScalarType scalar_type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
-// uint8 is an intensity: x / 255
+struct Intensity {  // of a byte
+  uint8_t stored;
+};
+
 template <class T, class S>
 inline __attribute__((always_inline)) T widen(S value) {
-  if constexpr (std::is_same_v<S, uint8_t>) return T(value) * T(1. / 255.);
+  if constexpr (std::is_same_v<S, Intensity>) return T(value.stored) * T(1. / 255.);
   else return static_cast<T>(value);
 }
 
@@ -44,7 +47,12 @@ VAE_FAST_CLONES __attribute__((noinline)) void stage(const Matrix& m, int64_t ro
     case ScalarType::Double: return widen_all(m.at<double>(row, column), m.column_stride, n, buffer);
     case ScalarType::BFloat16: return widen_all(m.at<BFloat16>(row, column), m.column_stride, n, buffer);
     case ScalarType::Half: return widen_all(m.at<Half>(row, column), m.column_stride, n, buffer);
-    case ScalarType::Byte: return widen_all(m.at<uint8_t>(row, column), m.column_stride, n, buffer);
+    case ScalarType::Byte:
+      if (!m.counts) return widen_all(m.at<Intensity>(row, column), m.column_stride, n, buffer);
+      return widen_all(m.at<uint8_t>(row, column), m.column_stride, n, buffer);
+    case ScalarType::UInt16: return widen_all(m.at<uint16_t>(row, column), m.column_stride, n, buffer);
+    case ScalarType::Int: return widen_all(m.at<int32_t>(row, column), m.column_stride, n, buffer);
+    case ScalarType::Long: return widen_all(m.at<int64_t>(row, column), m.column_stride, n, buffer);
     default: return widen_all(m.at<bool>(row, column), m.column_stride, n, buffer);
   }
 }

@@ -74,4 +74,8 @@ struct Term {
   }
 };
 
+// The KL's, from the standard normal and from a given prior (latent.cpp)
+Work divergence_work(Term<2>& term);
+Work divergence_work(Term<4>& term);
+
 }  // namespace vae_fast

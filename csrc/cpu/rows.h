@@ -39,6 +39,7 @@ struct Rows {
   Matrix parameters[K], x, mask;  // x and mask may be absent
   Matrix weight;                  // [rows] or absent: a row of weight 0 is not used
   double scale = 1;               // of the gradients, beside the weight
+  std::vector<double> options;    // of the accumulator
   Gradient gradients[K];
   std::vector<double> values;  // [rows, chunks]
 
@@ -55,12 +56,6 @@ struct Rows {
   }
 };
 
-template <class A, class T>
-inline __attribute__((always_inline)) A start(const T* const* parameters) {
-  if constexpr (std::is_constructible_v<A, T>) return A(parameters[A::kParameters - 1][0]);
-  else return A{};
-}
-
 template <class T>
 inline __attribute__((always_inline)) T add_lanes(T (&sums)[kLanes]) {
   for (int width = kLanes / 2; width > 0; width /= 2)
@@ -68,33 +63,37 @@ inline __attribute__((always_inline)) T add_lanes(T (&sums)[kLanes]) {
   return sums[0];
 }
 
+// Which of an accumulator's functions sees the observations
+enum class Part { kStep, kRest };
+
 // kLanes consecutive observations
-template <bool GRADIENTS, class A, class T>
+template <bool GRADIENTS, Part PART, class A, class T>
 inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* parameters, const T* x,
                                                       T* const* gradients, T scale) {
 #pragma GCC ivdep
   for (int lane = 0; lane < kLanes; ++lane) {
-    T in[A::kParameters], out[A::kParameters];
+    T in[A::kParameters], out[A::kParameters] = {};
     for (int k = 0; k < A::kParameters; ++k) in[k] = parameters[k][lane];
-    state.step(lane, in, x[lane], scale, out);
+    if constexpr (PART == Part::kStep) state.step(lane, in, x[lane], scale, out);
+    else state.rest(lane, in, x[lane], scale, out);
     if (GRADIENTS)
       for (int k = 0; k < A::kParameters; ++k) gradients[k][lane] = out[k];
   }
 }
 
 // n <= kBlock observations: their value, and gradients times scale. The last lanes run on a copy of the last observation.
-template <class A, bool GRADIENTS, class T>
-inline __attribute__((always_inline)) T accumulate(const T* const* parameters, const T* x, T* const* gradients, T scale,
-                                                   int n) {
+template <class A, bool GRADIENTS, Part PART = Part::kStep, class T>
+inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
+                                                   T* const* gradients, T scale, int n) {
   constexpr int K = A::kParameters;
   T sums[kLanes] = {};
-  A state = start<A, T>(parameters);
+  A state = start<A, T>(options, parameters[K - 1][0]);
   const int whole = n - n % kLanes;
   for (int i = 0; i < whole; i += kLanes) {
     const T* in[K];
     T* out[K];
     for (int k = 0; k < K; ++k) in[k] = parameters[k] + i, out[k] = gradients[k] + i;
-    step_lanes<GRADIENTS>(state, in, x + i, out, scale);
+    step_lanes<GRADIENTS, PART>(state, in, x + i, out, scale);
   }
   if (whole > 0)
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] = state.sum(lane);
@@ -102,20 +101,44 @@ inline __attribute__((always_inline)) T accumulate(const T* const* parameters, c
     T copies[K + 1][kLanes], out[K][kLanes];
     const T* in[K];
     T* to[K];
-    A tail = start<A, T>(parameters);
+    A tail = start<A, T>(options, parameters[K - 1][0]);
     for (int k = 0; k < K; ++k) in[k] = copies[k], to[k] = out[k];
     for (int lane = 0; lane < kLanes; ++lane) {
       const int from = whole + (lane < rest ? lane : rest - 1);
       for (int k = 0; k < K; ++k) copies[k][lane] = parameters[k][from];
       copies[K][lane] = x[from];
     }
-    step_lanes<GRADIENTS>(tail, in, copies[K], to, scale);
+    step_lanes<GRADIENTS, PART>(tail, in, copies[K], to, scale);
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
     if (GRADIENTS)
       for (int k = 0; k < K; ++k)
         for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
   }
-  return state.finish(add_lanes(sums), static_cast<T>(n));
+  return state.finish(add_lanes(sums), PART == Part::kStep ? static_cast<T>(n) : T(0));
+}
+
+// What `step` left out of n observations: the rest of those that aren't 0, packed together; gradients are added to
+template <class A, bool GRADIENTS, class T>
+inline __attribute__((always_inline)) T accumulate_rest(const T* options, const T* const* parameters, const T* x,
+                                                        T* const* gradients, T scale, int n) {
+  constexpr int K = A::kParameters;
+  int places[kBlock], count = 0;
+  for (int i = 0; i < n; ++i) {
+    places[count] = i;
+    count += x[i] != T(0);
+  }
+  if (count == 0) return T(0);
+  T packed[K + 1][kBlock], found[K][kBlock];
+  const T* in[K];
+  T* out[K];
+  for (int k = 0; k <= K; ++k)
+    for (int i = 0; i < count; ++i) packed[k][i] = (k < K ? parameters[k] : x)[places[i]];
+  for (int k = 0; k < K; ++k) in[k] = packed[k], out[k] = found[k];
+  const T value = accumulate<A, GRADIENTS, Part::kRest>(options, in, packed[K], out, scale, count);
+  if (GRADIENTS)
+    for (int k = 0; k < K; ++k)
+      for (int i = 0; i < count; ++i) gradients[k][places[i]] += found[k][i];
+  return value;
 }
 
 // Places of the observations that count, by the mask and the row's weight; their number is returned
@@ -169,9 +192,15 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
     for (int k = 0; GRADIENTS && k < K; ++k) out[k] = scattered[k];
   }
 
+  using A = Accumulator<T, kLanes>;
+  T options[A::kOptions + 1];
+  for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
   const T scale = static_cast<T>(weight * p.scale);
-  if (count > 0)
-    p.values[p.cell(row, column)] += accumulate<Accumulator<T, kLanes>, GRADIENTS, T>(in, in[K], out, scale, count);
+  if (count > 0) {
+    double& value = p.values[p.cell(row, column)];
+    value += accumulate<A, GRADIENTS>(options, in, in[K], out, scale, count);
+    if constexpr (A::kSparse) value += accumulate_rest<A, GRADIENTS>(options, in, in[K], out, scale, count);
+  }
   for (int k = 0; GRADIENTS && k < K; ++k) {
     Gradient& g = p.gradients[k];
     if (!g.to.data) continue;

@@ -192,6 +192,17 @@ void monte_carlo_kl(StableIValue* stack, uint64_t, uint64_t) {
 
 }  // namespace
 
+GivenKl given_kl(const char* name, const Device& device, const Tensor (&parameters)[4], const Objective& objective,
+                 int64_t asked) {
+  Program<GaussianKl, None> program(device, name);
+  program.operands.take(parameters, parameters[0].size(0), parameters[0].size(1), asked);
+  program.objective = objective;
+  program.run();
+  GivenKl found{program.value(), {}};
+  std::copy(program.operands.gradients, program.operands.gradients + 4, found.gradients);
+  return found;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(vae_fast, CUDA, m) {
   m.impl("reparameterize", &reparameterize);
   m.impl("sample_kl", &sample_kl);

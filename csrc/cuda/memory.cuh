@@ -8,7 +8,7 @@ namespace vae_fast {
 
 struct Any {};  // in place of a dtype: known at run time only
 
-// uint8 is an intensity, x / 255; bool is stored as 0 and 1. `one` is what stands for 1.
+// uint8 is an intensity, x / 255, unless it is a count; bool is stored as 0 and 1. `one` is what stands for 1.
 template <class S>
 struct Dtype;
 
@@ -78,7 +78,33 @@ struct Dtype<uint8_t> {
   }
 };
 
-__device__ __forceinline__ float unit(ScalarType type) { return type == ScalarType::Byte ? 1.f / 255.f : 1.f; }
+// Counts
+template <>
+struct Dtype<uint16_t> {
+  static constexpr ScalarType type = ScalarType::UInt16;
+  using Stored = uint16_t;
+  // in the mantissa of 2^23, as a byte in that of 2^15
+  static __device__ __forceinline__ float of_magic(uint32_t magic) { return bits<float>(magic) - 8388608.f; }
+  static __device__ __forceinline__ float of(uint16_t stored, float) { return of_magic(0x4b000000u | stored); }
+  static __device__ __forceinline__ void widen(uint32_t word, float, float* to) {
+    to[0] = of_magic(__byte_perm(word, 0x4b000000u, 0x7610));
+    to[1] = of_magic(__byte_perm(word, 0x4b000000u, 0x7632));
+  }
+};
+
+template <>
+struct Dtype<int32_t> {
+  static constexpr ScalarType type = ScalarType::Int;
+  using Stored = int32_t;
+  static __device__ __forceinline__ float of(int32_t stored, float) { return static_cast<float>(stored); }
+  static __device__ __forceinline__ void widen(uint32_t word, float, float* to) {
+    to[0] = static_cast<float>(static_cast<int32_t>(word));
+  }
+};
+
+__device__ __forceinline__ float unit(const Matrix& x) {
+  return x.type == ScalarType::Byte && !x.counts ? 1.f / 255.f : 1.f;
+}
 
 // The element at an offset from `data`
 template <class S>
@@ -91,6 +117,9 @@ __device__ __forceinline__ float load(const char* data, ScalarType type, int64_t
       case ScalarType::BFloat16: return load<BFloat16>(data, type, offset, one);
       case ScalarType::Half: return load<Half>(data, type, offset, one);
       case ScalarType::Double: return static_cast<float>(__ldg(reinterpret_cast<const double*>(data) + offset));
+      case ScalarType::Long: return static_cast<float>(__ldg(reinterpret_cast<const long long*>(data) + offset));
+      case ScalarType::Int: return load<int32_t>(data, type, offset, one);
+      case ScalarType::UInt16: return load<uint16_t>(data, type, offset, one);
       default: return load<uint8_t>(data, type, offset, one);
     }
   }

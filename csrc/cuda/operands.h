@@ -48,7 +48,8 @@ inline bool shared_by_row(const Tensor& parameter, const Tensor& x) {
 
 // Whether rows of m can be read `vector` elements at a time: aligned, one after the other
 inline bool in_vectors(const Matrix& m, int vector) {
-  const int64_t size = m.type == ScalarType::Float ? 4 : is_floating(m.type) ? 2 : 1;
+  const bool bytes = m.type == ScalarType::Byte || m.type == ScalarType::Bool;
+  const int64_t size = m.type == ScalarType::Float || m.type == ScalarType::Int ? 4 : bytes ? 1 : 2;
   const auto address = reinterpret_cast<uintptr_t>(m.data);
   return m.column_stride == 1 && address % (vector * size) == 0 && m.row_stride % vector == 0;
 }
@@ -74,8 +75,9 @@ struct Operands {
                                             : Gradient::kEach;
     }
   }
-  void observe(const Tensor& x, const std::optional<Tensor>& mask) {
-    term.x = matrix(x, "x", rows, columns);
+  void observe(const Tensor& x, bool counts, const std::vector<float>& options, const std::optional<Tensor>& mask) {
+    std::copy(options.begin(), options.end(), term.options);
+    term.x = observed(x, rows, columns, counts);
     term.mask = mask_of(mask, rows, columns);
   }
   bool wants(int k) const { return asked >> k & 1; }

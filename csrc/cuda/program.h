@@ -12,6 +12,7 @@ class Program {
  public:
   using A = Accumulator<float, 1>;
   static constexpr int K = A::kParameters;
+  static constexpr bool kCounts = A::kCounts;
 
   Operands<K> operands;
   std::optional<Operands<2>> standard;
@@ -34,7 +35,7 @@ class Program {
   const Tensor& loss() const { return loss_->out; }
 
  private:
-  static constexpr int kEach = shares_last<A> ? K - 1 : K;  // parameters with an element for each observation
+  static constexpr int kEach = shares_last<A, float> ? K - 1 : K;  // parameters with an element for each observation
   static constexpr int kAll = (1 << K) - 1;
 
   // False where no kernel has the dtypes
@@ -50,11 +51,23 @@ class Program {
       choose<P, None>();
     } else {
       const ScalarType x = operands.term.x.type;
-      if (x == ScalarType::Byte || x == ScalarType::Bool) choose<P, uint8_t>();
+      if constexpr (A::kCounts) return run_on_counts<P>(x);
+      else if (x == ScalarType::Byte || x == ScalarType::Bool) choose<P, uint8_t>();
       else if (x == Dtype<P>::type) choose<P, P>();
       else if (x == ScalarType::Float) choose<P, float>();
       else return false;
     }
+    return true;
+  }
+
+  template <class P>
+  bool run_on_counts(ScalarType x) {
+    if constexpr (!std::is_same_v<P, float>) return false;
+    else if (x == ScalarType::Float) choose<P, float>();
+    else if (x == ScalarType::Int) choose<P, int32_t>();
+    else if (x == ScalarType::UInt16) choose<P, uint16_t>();
+    else if (x == ScalarType::Byte) choose<P, uint8_t>();
+    else return false;
     return true;
   }
 
@@ -121,5 +134,12 @@ class Program {
   bool with_loss_ = false;
   std::optional<Folded> nll_, loss_;
 };
+
+// The KL from a given prior, [B], times weight; and scale beta times its gradients, which may be sums (latent.cu)
+struct GivenKl {
+  Tensor kl, gradients[4];
+};
+GivenKl given_kl(const char* name, const Device& device, const Tensor (&parameters)[4], const Objective& objective,
+                 int64_t asked);
 
 }  // namespace vae_fast

@@ -15,15 +15,16 @@
 
 namespace vae_fast {
 
+constexpr int kMostOptions = 6;
 constexpr int kSteps = 32;  // of a vector lane before its sum is folded, which bounds the rounding
 
 struct None {};  // in place of x's dtype: there is none
 
 // Columns that a thread reads at once: 128 bits of the widest operand, or 0 where dtypes are known at run time only
 template <class P, class X>
-constexpr int vector_of = std::is_same_v<P, Any>     ? 0
-                          : std::is_same_v<X, float> ? 4
-                                                     : 16 / sizeof(P);
+constexpr int vector_of = std::is_same_v<P, Any>                                   ? 0
+                          : std::is_same_v<X, float> || std::is_same_v<X, int32_t> ? 4
+                                                                                   : 16 / sizeof(P);
 
 // Where a parameter's gradient goes. A parameter that is one number a row, one row for all, or both, gets a sum.
 struct Gradient {
@@ -38,6 +39,7 @@ template <int K>
 struct Term {
   Matrix parameters[K], x, mask;  // x and mask may be absent
   Gradient gradients[K];
+  float options[kMostOptions] = {};
   int columns = 0;
   bool vectors = false;  // what has an element for each observation lies in aligned rows, and each observation counts
 };
@@ -100,13 +102,13 @@ struct Use {
   bool first_row;        // of the team
 };
 
-template <class A>
-constexpr bool shares_last = std::is_constructible_v<A, float>;
-
-template <class A>
-__device__ __forceinline__ A start(float last_parameter) {
-  if constexpr (shares_last<A>) return A(last_parameter);
-  else return A{};
+// One observation
+template <class A, int K>
+__device__ __forceinline__ void see_one(A& state, int lane, const float (&parameters)[K], float x, float scale,
+                                        float (&gradients)[K]) {
+  state.step(lane, parameters, x, scale, gradients);
+  if constexpr (A::kSparse)
+    if (x != 0.f) state.rest(lane, parameters, x, scale, gradients);
 }
 
 // p, held in registers rather than computed again in every turn of a loop
@@ -130,7 +132,7 @@ __device__ __forceinline__ void see_vectors(const Term<K>& term, const Part& par
                                             Seen<K>& seen) {
   constexpr int V = vector_of<P, X>;
   using A = Accumulator<float, V>;
-  constexpr int kEach = shares_last<A> ? K - 1 : K;  // parameters that have an element for each observation
+  constexpr int kEach = shares_last<A, float> ? K - 1 : K;  // parameters that have an element for each observation
   constexpr bool kSumLast = kEach < K && (WANTED >> (K - 1) & 1);
   constexpr int kInterval = A::kJoined / V < kSteps ? A::kJoined / V : kSteps;
   constexpr int kTogether = A::kHeavy || std::is_same_v<X, None> ? 1 : 2;  // turns whose loads are under way at once
@@ -143,13 +145,13 @@ __device__ __forceinline__ void see_vectors(const Term<K>& term, const Part& par
   }
   const X* x = nullptr;
   if constexpr (!std::is_same_v<X, None>) x = kept(term.x.template at<X>(part.row, 0));
-  const float one = unit(term.x.type);
+  const float one = unit(term.x);
 
   const int stride = part.team * V;  // a power of two
   int column = part.first + part.place * V;
   int turns = column < part.last ? ((part.last - column - 1) >> (__ffs(stride) - 1)) + 1 : 0;
   while (turns > 0) {
-    A state = start<A>(last_parameter);
+    A state = start<A>(term.options, last_parameter);
     const int now = min(turns, kInterval);
     turns -= now;
 #pragma unroll kTogether
@@ -163,7 +165,7 @@ __device__ __forceinline__ void see_vectors(const Term<K>& term, const Part& par
         float p[K], g[K];
 #pragma unroll
         for (int k = 0; k < K; ++k) p[k] = k < kEach ? parameters[k][lane] : last_parameter;
-        state.step(lane, p, observed[lane], factor, g);
+        see_one(state, lane, p, observed[lane], factor, g);
 #pragma unroll
         for (int k = 0; k < K; ++k) gradients[k][lane] = g[k];
         if (kSumLast) seen.sums[K - 1] += g[K - 1];
@@ -200,9 +202,9 @@ __device__ __forceinline__ void see_elements(const Term<K>& term, const Part& pa
                                              float last_parameter, Seen<K>& seen) {
   using A = Accumulator<float, 1>;
   constexpr int kInterval = A::kJoined < kSteps ? A::kJoined : kSteps;
-  const float one = unit(term.x.type);
+  const float one = unit(term.x);
   for (int column = part.first + part.place; column < part.last;) {
-    A state = start<A>(last_parameter);
+    A state = start<A>(term.options, last_parameter);
     for (int step = 0; step < kInterval && column < part.last; ++step, column += part.team) {
       float g[K] = {};
       if (use.weight != 0 && (!term.mask.data || __ldg(term.mask.template at<uint8_t>(part.row, column)) != 0)) {
@@ -210,13 +212,13 @@ __device__ __forceinline__ void see_elements(const Term<K>& term, const Part& pa
 #pragma unroll
         for (int k = 0; k < K; ++k) {
           const Matrix& m = term.parameters[k];
-          p[k] = shares_last<A> && k == K - 1
+          p[k] = shares_last<A, float> && k == K - 1
                      ? last_parameter
                      : load<P>(m.data, m.type, part.row * m.row_stride + column * m.column_stride, 1.f);
         }
         if constexpr (!std::is_same_v<X, None>)
           x = load<X>(term.x.data, term.x.type, part.row * term.x.row_stride + column * term.x.column_stride, one);
-        state.step(0, p, x, use.factor, g);
+        see_one(state, 0, p, x, use.factor, g);
         seen.kept += 1;
       }
 #pragma unroll
@@ -235,7 +237,8 @@ __device__ __forceinline__ float see(const Term<K>& term, const Part& part, cons
                                      float* warps) {
   using A = Accumulator<float, 1>;
   const Matrix& last = term.parameters[K - 1];
-  const float last_parameter = shares_last<A> ? load<Any>(last.data, last.type, part.row * last.row_stride, 1.f) : 0.f;
+  const float last_parameter =
+      shares_last<A, float> ? load<Any>(last.data, last.type, part.row * last.row_stride, 1.f) : 0.f;
   Seen<K> seen;
   bool elements = true;
   if constexpr (vector_of<P, X> > 0) elements = !term.vectors || use.factor == 0;
@@ -248,14 +251,14 @@ __device__ __forceinline__ float see(const Term<K>& term, const Part& part, cons
   if (term.mask.data) count = team_sum(seen.kept, part.team, warps);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (!std::is_same_v<P, Any> && !(shares_last<A> && k == K - 1)) continue;  // these have no sums
+    if (!std::is_same_v<P, Any> && !(shares_last<A, float> && k == K - 1)) continue;  // these have no sums
     const Gradient& g = term.gradients[k];
     if (!g.data || g.kind == Gradient::kEach || g.kind == Gradient::kOverRows) continue;
     const float sum = team_sum(seen.sums[k], part.team, warps);
     if (part.writes() && g.kind == Gradient::kOverColumns) reinterpret_cast<float*>(g.data)[use.cell] = sum;
     if (part.writes() && g.kind == Gradient::kOverAll) over_all[k] += sum;
   }
-  return count > 0 ? use.weight * start<A>(last_parameter).finish(total, count) : 0.f;
+  return count > 0 ? use.weight * start<A>(term.options, last_parameter).finish(total, count) : 0.f;
 }
 
 // The value and gradients of a term, or of a likelihood with a standard normal latent beside it: nll and kl of each row,

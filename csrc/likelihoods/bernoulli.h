@@ -9,9 +9,8 @@ namespace vae_fast {
 // From logits l. One exponential e = e^-|l| serves the value and the gradient sigmoid(l) - x. The logarithm is shared:
 // with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles with each observation.
 template <class T, int LANES>
-struct Bernoulli {
+struct Bernoulli : Defaults {
   static constexpr int kParameters = 1, kJoined = 120;
-  static constexpr bool kHeavy = false;
   T linear[LANES], q[LANES];
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {

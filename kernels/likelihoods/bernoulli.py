@@ -13,7 +13,7 @@ BELOW_ONE = tl.constexpr(1 - 2.0**-24)
 
 
 @triton.jit
-def bernoulli(state, parameters, x, factor, ONE: tl.constexpr):
+def bernoulli(state, parameters, x, factor, ONE: tl.constexpr, OPTIONS: tl.constexpr):
     """From logits l. One exponential e = e^-|l| serves the value and the gradient sigmoid(l) - x = +-(d - e / (1 + e)).
 
     The logarithm is shared: with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles a step.
@@ -40,7 +40,7 @@ def _join(q, r):
 
 
 @triton.jit
-def bernoulli_probs(state, parameters, x, factor, ONE: tl.constexpr):
+def bernoulli_probs(state, parameters, x, factor, ONE: tl.constexpr, OPTIONS: tl.constexpr):
     """From probabilities p: -x log p - (1 - x) log1p(-p), with gradient (p - x) / (p (1 - p)).
 
     p is clamped to [2^-126, 1 - 2^-24]: p = 0 and p = 1 give a finite value and a gradient that points the right way.

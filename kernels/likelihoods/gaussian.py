@@ -10,7 +10,7 @@ from vae_fast.kernels.fastmath import LOG_2_PI, inverse_root
 
 
 @triton.jit
-def gaussian(state, parameters, x, factor, ONE: tl.constexpr):
+def gaussian(state, parameters, x, factor, ONE: tl.constexpr, OPTIONS: tl.constexpr):
     """e^-v is applied as two factors e^(-v/2): finite wherever the result is, 0 where x = m."""
     mean, v = parameters
     root = inverse_root(v)
@@ -25,7 +25,7 @@ def gaussian_finish(total, count, parameters):
 
 
 @triton.jit
-def gaussian_shared(state, parameters, x, factor, ONE: tl.constexpr):
+def gaussian_shared(state, parameters, x, factor, ONE: tl.constexpr, OPTIONS: tl.constexpr):
     """The same for one v in the whole row: no exponential per observation, and v is added at the end."""
     mean, v = parameters
     root = inverse_root(v)

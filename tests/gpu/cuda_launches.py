@@ -259,7 +259,7 @@ def library() -> Library:
     """The extension's own."""
     import vae_fast  # noqa: F401  which defines the operators
 
-    own = Library(sorted((CSRC / "cuda").glob("*.cu")), "vae_fast")
+    own = Library(sorted((CSRC / "cuda").rglob("*.cu")), "vae_fast")
     assert own.operators, "csrc/cuda has no operators"
     return own
 

@@ -3,7 +3,7 @@
 Parameters and x are [B, D]; a parameter may have size 1 in place of either, and its gradient has its own shape.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,8 +48,17 @@ def differentiate(
     return result, gradients
 
 
+def _read_by(entry: Likelihood, numbers: Sequence[float]) -> dict[str, Any]:
+    """What the reference must know of the likelihood beside its tensors."""
+    return {"options": dict(zip(entry.options, numbers, strict=True)), "counts": entry.counts}
+
+
+def _floats(entry: Likelihood) -> str:
+    return "".join(f"float {name}, " for name in entry.options)
+
+
 def _define_nll(entry: Likelihood) -> OnePassOperator:
-    count = len(entry.parameters)
+    count, last = len(entry.parameters), len(entry.parameters) + len(entry.options)
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
         parameters, x, asked = args[:count], args[count], args[-1]
@@ -57,10 +66,11 @@ def _define_nll(entry: Likelihood) -> OnePassOperator:
         return (nll, *empty_gradients(parameters, asked, x))
 
     def kernel(*args: Any) -> tuple[Tensor, ...]:
-        x, weight, mask, asked = args[count:]
+        x, *numbers, weight, mask, asked = args[count:]
+        form = _read_by(entry, numbers)
 
         def value(*parameters: Tensor) -> tuple[Tensor, Tensor]:
-            nll = reference.nll(entry.elementwise, parameters, x, weight=weight, mask=mask)
+            nll = reference.nll(entry.elementwise, parameters, x, weight=weight, mask=mask, **form)
             return nll, nll.detach()
 
         nll, gradients = differentiate(value, args[:count], asked, x)
@@ -69,28 +79,30 @@ def _define_nll(entry: Likelihood) -> OnePassOperator:
     inputs = ", ".join(f"Tensor {name}" for name in entry.parameters)
     outputs = ", ".join(f"Tensor d{name}" for name in entry.parameters)
     overload = define(
-        f"{entry.name}_nll({inputs}, Tensor x, Tensor? weight, Tensor? mask, int asked) -> (Tensor nll, {outputs})",
+        f"{entry.name}_nll({inputs}, Tensor x, {_floats(entry)}Tensor? weight, Tensor? mask, int asked) "
+        f"-> (Tensor nll, {outputs})",
         fake,
         recording(kernel),
     )
-    return _with_autograd(OnePassOperator(overload, 1, tuple(range(count)), rows=count, weight=count + 1))
+    return _with_autograd(OnePassOperator(overload, 1, tuple(range(count)), rows=count, weight=last + 1))
 
 
 def _define_elbo(entry: Likelihood) -> OnePassOperator:
-    count = len(entry.parameters)
+    count, mu = len(entry.parameters), len(entry.parameters) + 1 + len(entry.options)
 
-    def split(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tensor, tuple[Any, ...]]:
-        return (*args[:count], *args[count + 1 : count + 5]), args[count], args[count + 5 :]
+    def split(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tensor, tuple[Any, ...], tuple[Any, ...]]:
+        return (*args[:count], *args[mu : mu + 4]), args[count], args[count + 1 : mu], args[mu + 4 :]
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
-        tensors, x, (*_, reduce, asked) = split(args)
+        tensors, x, _, (*_, reduce, asked) = split(args)
         nll = x.new_empty(x.shape[:1], dtype=reference.sum_dtype(*tensors[:count]))
         kl = x.new_empty(x.shape[:1], dtype=reference.sum_dtype(*(t for t in tensors[count:] if t is not None)))
         loss = x.new_empty(() if reduce else x.shape[:1], dtype=reference.sum_dtype(nll, kl))
         return (loss, nll, kl, *empty_gradients(tensors, asked, x))
 
     def kernel(*args: Any) -> tuple[Tensor, ...]:
-        tensors, x, (weight, mask, beta_factor, beta, scale, reduce, asked) = split(args)
+        tensors, x, numbers, (weight, mask, beta_factor, beta, scale, reduce, asked) = split(args)
+        form = _read_by(entry, numbers)
 
         def value(*leaves: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             *parameters, mu, logvar, prior_mu, prior_logvar = leaves
@@ -106,6 +118,7 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
                 beta=beta if beta_factor is None else beta * beta_factor.to(reference.sum_dtype(beta_factor)),
                 scale=scale,
                 reduce=reduce,
+                **form,
             )
             return terms[0], tuple(t.detach() for t in terms)
 
@@ -117,14 +130,15 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
     inputs = ", ".join(f"Tensor {name}" for name in recon)
     outputs = ", ".join(f"Tensor d{name}" for name in names)
     overload = define(
-        f"elbo_{entry.name}({inputs}, Tensor x, Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
-        "Tensor? weight, Tensor? mask, Tensor? beta_factor, float beta, float scale, bool reduce, int asked) "
+        f"elbo_{entry.name}({inputs}, Tensor x, {_floats(entry)}Tensor mu, Tensor logvar, "
+        "Tensor? prior_mu, Tensor? prior_logvar, Tensor? weight, Tensor? mask, "
+        "Tensor? beta_factor, float beta, float scale, bool reduce, int asked) "
         f"-> (Tensor loss, Tensor nll, Tensor kl, {outputs})",
         fake,
         recording(kernel),
     )
-    positions = (*range(count), *range(count + 1, count + 5))
-    return _with_autograd(OnePassOperator(overload, 3, positions, rows=count, weight=count + 5, reduce=count + 10))
+    positions = (*range(count), *range(mu, mu + 4))
+    return _with_autograd(OnePassOperator(overload, 3, positions, rows=count, weight=mu + 4, reduce=mu + 9))
 
 
 def _with_autograd(operator: OnePassOperator) -> OnePassOperator:

@@ -58,7 +58,8 @@ def register(device: str = "CUDA") -> torch.library.Library:
     }
     for name, entry in LIKELIHOODS.items():
         count = len(entry.parameters)
-        latents = range(count + 1, count + 5)  # x stands between
+        first = count + 1 + len(entry.options)  # x and the options stand between
+        latents = range(first, first + 4)
         kernels[f"{name}_nll"] = _operator(f"{name}_nll", range(count), "elbo", "nll", name)
         kernels[f"elbo_{name}"] = _operator(f"elbo_{name}", (*range(count), *latents), "elbo", "elbo", name)
     with warnings.catch_warnings():

@@ -1,6 +1,6 @@
 """From elementwise likelihoods to the ELBO: masks, weights, sums and reductions, for every likelihood alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,11 +8,12 @@ from torch import Tensor
 from vae_fast.reference.latent import Prior, gaussian_kl, sum_dtype
 
 Elementwise = Callable[..., Tensor]
+_NONE: Mapping[str, float] = {}
 _SAFE = 0.5  # a parameter in the interior of every likelihood's domain: stands in where a mask hides the true one
 
 
-def _intensity(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
+def _observed(x: Tensor, dtype: torch.dtype, counts: bool) -> Tensor:
+    return x.to(dtype) / 255 if x.dtype == torch.uint8 and not counts else x.to(dtype)
 
 
 def weighted(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -40,18 +41,23 @@ def nll(
     *,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
+    options: Mapping[str, float] = _NONE,
+    counts: bool = False,
 ) -> Tensor:
-    """-log p(x | parameters) summed over features, times weight, [B]. What is masked or of weight 0 is not used."""
+    """-log p(x | parameters) summed over features, times weight, [B]. What is masked or of weight 0 is not used.
+
+    options: keyword arguments of the likelihood. counts: bytes are the numbers that they are, else x/255.
+    """
     dtype = sum_dtype(*parameters)
     wide = [p.to(dtype) for p in parameters]
-    target = _intensity(x, dtype)
+    target = _observed(x, dtype, counts)
     if weight is not None:
         rows = (weight != 0).reshape(_columns(x))
         mask = rows.expand(x.shape) if mask is None else mask & rows
     if mask is not None:
         wide = [torch.where(mask, p, _SAFE) for p in wide]
         target = torch.where(mask, target, 0)
-    terms = likelihood(*wide, target)
+    terms = likelihood(*wide, target, **options)
     if mask is not None:
         terms = torch.where(mask, terms, 0)
     return weighted(terms.flatten(1).sum(1), weight)
@@ -70,9 +76,11 @@ def elbo(
     beta: float | Tensor = 1.0,
     scale: float = 1.0,
     reduce: bool = True,
+    options: Mapping[str, float] = _NONE,
+    counts: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, nll [B], kl [B]); loss = scale (nll + beta kl), summed over the batch if reduce. beta = 0 drops the KL."""
-    reconstruction = nll(likelihood, parameters, x, weight=weight, mask=mask)
+    reconstruction = nll(likelihood, parameters, x, weight=weight, mask=mask, options=options, counts=counts)
     mu, logvar, *given = select_rows(weight, mu, logvar, *(prior or ()))
     kl = weighted(gaussian_kl(mu, logvar, (given[0], given[1]) if given else None), weight)
     beta = beta.to(kl) if isinstance(beta, Tensor) else kl.new_full((), beta)

@@ -1,0 +1,9 @@
+#include "../../likelihoods/gaussian.h"
+
+#include "../elbo.cuh"
+
+namespace vae_fast {
+
+VAE_FAST_LIKELIHOOD(gaussian, Gaussian, GaussianShared)
+
+}  // namespace vae_fast
