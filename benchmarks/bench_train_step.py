@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from harness import Results, Row, Settings, interleave, on_gpu
 from harness.opponents import compiled
+from harness.profiled import events_of, operations, peak_memory
+from harness.report import quartiles
 from torch import Tensor, nn
 
 import vae_fast
@@ -172,14 +174,21 @@ class Training:
 
 @dataclass
 class Measurement:
-    """By opponent: seconds of each round, steps a round; and the median seconds of each stage of a step."""
+    """By opponent: seconds of each round, steps a round; the median seconds of each stage of a step; peak bytes beyond
+    what a step finds, and the operators or kernels that it starts."""
 
     seconds: dict[str, list[float]]
     iterations: dict[str, int]
     stages: dict[str, dict[str, float]]
+    peaks: dict[str, int]
+    operations: dict[str, int]
+
+    def a_step(self, name: str) -> list[float]:
+        """Quartiles of a step's seconds."""
+        return [s / self.iterations[name] for s in quartiles(self.seconds[name])]
 
     def median(self, name: str) -> float:
-        return statistics.median(self.seconds[name]) / self.iterations[name]
+        return self.a_step(name)[1]
 
 
 def errors(forward: Forward, model: VAE, x: Tensor) -> tuple[float, list[float]]:
@@ -314,14 +323,27 @@ def measure(training: Training, settings: Settings) -> Measurement:
     quick = settings.quick
     forwards = {name: make(quick) for name, make in OPPONENTS.items()}
     allowed = tolerance(training)
-    steps = {}
+    steps, peaks, launched = {}, dict[str, int](), dict[str, int]()
     for name, forward in forwards.items():
         gate(training, name, forward, allowed)
+        torch.compiler.reset()  # what the gate compiled: the loops of a step are counted when it is compiled anew
         steps[name] = stepper(forward, *training.start())
+        peaks[name], launched[name] = counted(steps[name])
     seconds, iterations = interleave(steps, settings)
     stages = taken_apart(training, forwards, quick)
     torch.compiler.reset()
-    return Measurement(seconds, iterations, stages)
+    return Measurement(seconds, iterations, stages, peaks, launched)
+
+
+def counted(step: Callable[[], None]) -> tuple[int, int]:
+    """Peak bytes of a step beyond what it finds, and the operators or kernels that it starts; the first step, which
+    compiles and makes the optimiser's state, left out."""
+    from torch._inductor import metrics
+
+    metrics.reset()
+    step()
+    events = events_of(step)
+    return peak_memory(step, events), operations(events, on_gpu()) + (0 if on_gpu() else metrics.generated_kernel_count)
 
 
 def speed_row(training: Training, m: Measurement) -> Row:
@@ -329,6 +351,19 @@ def speed_row(training: Training, m: Measurement) -> Row:
     pairs = (("eager", "ours"), ("all compiled", "ours"), ("all compiled", "ours, all compiled"))
     ratios = {f"{a} / {b}": f"{m.median(a) / m.median(b):.2f}" for a, b in pairs}
     return {"network": training.network, "batch": str(training.batch), **rates, **ratios}
+
+
+def step_row(training: Training, name: str, m: Measurement) -> Row:
+    """An opponent's step: its time with the spread, what it holds and starts."""
+    low, median, high = m.a_step(name)
+    return {
+        "network": training.network,
+        "batch": str(training.batch),
+        "opponent": name,
+        "ms": f"{markdown.ms(median)} ({markdown.ms(low)} to {markdown.ms(high)})",
+        "peak, MiB": f"{m.peaks[name] / 2**20:.4g}",
+        "kernels" if on_gpu() else "operators": str(m.operations[name]),
+    }
 
 
 def stage_row(training: Training, name: str, stages: dict[str, float]) -> Row:
@@ -374,6 +409,8 @@ def steps(pytestconfig: pytest.Config, quick: bool, tables: Results) -> Callable
         run = replace(training, batch=8) if quick else training
         m = measure(run, settings)
         tables.add("Training step", speed_row(run, m))
+        for name in m.seconds:
+            tables.add("Training steps one by one", step_row(run, name, m))
         for name, stages in m.stages.items():
             tables.add("Where a training step's time goes", stage_row(run, name, stages))
         return m

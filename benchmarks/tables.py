@@ -26,6 +26,8 @@ CAPTIONS = {
     "Training step": "zero_grad, forward, backward and Adam, float32, samples/s; then times, one over another. Loss "
     "compiled, all compiled: torch.compile of the usual loss, and of networks, sampling and loss together; ours, all "
     "compiled: vae_fast inside torch.compile. pythae: its VAE around the same networks, where installed.",
+    "Training steps one by one": "Medians and quartiles; the most that a step holds beyond what it finds; operators of "
+    "PyTorch's dispatched, with the loops that Inductor wrote.",
     "Where a training step's time goes": "The same steps, timed pass by pass. The loss, sampling included, is told "
     "from the networks by cutting the graph between them; what torch.compile makes of networks and loss together can't "
     "be cut.",

@@ -95,6 +95,15 @@ def test_shares_are_of_the_whole_step(bench, training):
     assert row["forward, ms"] == "400" and row["backward, ms"] == "500" and row["loss's share"] == "20.0%"
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_row_has_spread_memory_and_operators(bench, training):
+    m = bench.measure(training, bench.Settings(quick=True))
+    assert m.peaks["ours"] > 0 and m.operations["eager"] > m.operations["ours"] > 0
+    m.seconds["ours"], m.iterations["ours"] = [0.6, 0.2, 0.4], 2
+    row = bench.step_row(training, "ours", m)
+    assert row["ms"] == "200 (150 to 250)" and float(row["peak, MiB"]) > 0 and int(row["operators"]) > 0
+
+
 def test_each_network_trains_with_4096(bench):
     full, short, quick = (bench.selected(*options) for options in ((True, False), (False, False), (False, True)))
     assert len(full) == 4 * len(bench.NETWORKS) and {t.batch for t in full} == {256, 1024, 4096, 16384}
