@@ -8,6 +8,8 @@
 //                                                  kJoined observations, in one lane or joined
 //   kHeavy                                         whether a step takes so much that a GPU has no room for two at once
 //   kOptions                                       how many numbers, the same for all observations, choose its form
+//   kOfColumns                                     a bit for each parameter that is often one row for all: a GPU has
+//                                                  kernels for their gradients' sums
 //   kCounts                                        x is a count, and bytes are the numbers they are; else they are x / 255
 //   kSparse                                        step leaves out what vanishes at x = 0:
 //   rest(lane, parameters, x, scale, gradients)    adds that to the state, and to the gradients
@@ -25,7 +27,7 @@
 namespace vae_fast {
 
 struct Defaults {
-  static constexpr int kJoined = 1 << 30, kOptions = 0;
+  static constexpr int kJoined = 1 << 30, kOptions = 0, kOfColumns = 0;
   static constexpr bool kHeavy = false, kCounts = false, kSparse = false;
 };
 

@@ -89,6 +89,12 @@ struct Operands {
     }
     return false;
   }
+  // The wanted gradients among the first n that are sums are those of `of`, over rows
+  bool wants_sums_over_rows(int of, int n) const {
+    for (int k = 0; k < n; ++k)
+      if (wants(k) && term.gradients[k].kind != (of >> k & 1 ? Gradient::kOverRows : Gradient::kEach)) return false;
+    return true;
+  }
   bool same_type(int n, ScalarType type) const {
     for (int k = 0; k < n; ++k)
       if (term.parameters[k].type != type) return false;

@@ -25,7 +25,7 @@ class Program {
   void run(bool with_loss = false) {
     with_loss_ = with_loss;
     const ScalarType type = operands.term.parameters[0].type;
-    if (!operands.same_type(kEach, type) || operands.wants_sum(false, kEach) || !run_typed(type)) launch<Any, X, 0>(0);
+    if (!operands.same_type(kEach, type) || !run_typed(type)) launch<Any, X, 0>(0);
     operands.finish(device_);
     for (const auto* folded : {&nll_, &loss_})
       if (*folded) (*folded)->finish(device_);
@@ -71,16 +71,24 @@ class Program {
     return true;
   }
 
-  // There are kernels by vectors for all gradients, for none and, of two parameters, for either
+  // There are kernels by vectors for all gradients, for none and, of two parameters, for either; and for all with sums
+  // over rows of the parameters that are often one row for all. Whether a shared parameter's is asked for is seen later.
   template <class P, class S>
   void choose() {
+    constexpr int kShared = kEach < K ? 1 << kEach : 0;
     const int wanted = static_cast<int>(operands.asked) & kAll, vector = in_vectors<S>(vector_of<P, S>);
+    if (operands.wants_sum(false, kEach)) {
+      if constexpr (A::kOfColumns != 0)
+        if (vector > 0 && (wanted | kShared) == kAll && operands.wants_sums_over_rows(A::kOfColumns, kEach))
+          return launch<P, S, kAll | A::kOfColumns << K>(vector);
+      return launch<Any, X, 0>(0);
+    }
     if (wanted == 0) return launch<P, S, 0>(vector);
     if constexpr (K == 2) {
       if (wanted == 1) return launch<P, S, 1>(vector);
       if (wanted == 2) return launch<P, S, 2>(vector);
     }
-    launch<P, S, kAll>(wanted == kAll ? vector : 0);
+    launch<P, S, kAll>((wanted | kShared) == kAll ? vector : 0);
   }
 
   // The vector, or 0 if operands must be read element by element

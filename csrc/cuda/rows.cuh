@@ -126,13 +126,15 @@ struct Seen {
   float sums[K] = {};         // of gradients that are summed over columns
 };
 
-// By vectors. WANTED has a bit for each parameter whose gradient is asked for.
-template <template <class, int> class Accumulator, class P, class X, int WANTED, int K>
+// By vectors. WANTED has a bit for each parameter whose gradient is asked for and, above those, a bit for each whose
+// gradient is summed over rows: into `over_rows`, of this thread's columns.
+template <template <class, int> class Accumulator, class P, class X, int WANTED, int K, int N>
 __device__ __forceinline__ void see_vectors(const Term<K>& term, const Part& part, float factor, float last_parameter,
-                                            Seen<K>& seen) {
+                                            Seen<K>& seen, float (&over_rows)[K][N]) {
   constexpr int V = vector_of<P, X>;
   using A = Accumulator<float, V>;
   constexpr int kEach = shares_last<A, float> ? K - 1 : K;  // parameters that have an element for each observation
+  constexpr int kOver = WANTED >> K, kStored = WANTED & ~kOver;
   constexpr bool kSumLast = kEach < K && (WANTED >> (K - 1) & 1);
   constexpr int kInterval = A::kJoined / V < kSteps ? A::kJoined / V : kSteps;
   constexpr int kTogether = A::kHeavy || std::is_same_v<X, None> ? 1 : 2;  // turns whose loads are under way at once
@@ -141,7 +143,7 @@ __device__ __forceinline__ void see_vectors(const Term<K>& term, const Part& par
 #pragma unroll
   for (int k = 0; k < kEach; ++k) {
     in[k] = kept(term.parameters[k].template at<P>(part.row, 0));
-    if (WANTED >> k & 1) out[k] = kept(reinterpret_cast<P*>(term.gradients[k].data) + part.row * term.columns);
+    if (kStored >> k & 1) out[k] = kept(reinterpret_cast<P*>(term.gradients[k].data) + part.row * term.columns);
   }
   const X* x = nullptr;
   if constexpr (!std::is_same_v<X, None>) x = kept(term.x.template at<X>(part.row, 0));
@@ -167,12 +169,15 @@ __device__ __forceinline__ void see_vectors(const Term<K>& term, const Part& par
         for (int k = 0; k < K; ++k) p[k] = k < kEach ? parameters[k][lane] : last_parameter;
         see_one(state, lane, p, observed[lane], factor, g);
 #pragma unroll
-        for (int k = 0; k < K; ++k) gradients[k][lane] = g[k];
+        for (int k = 0; k < K; ++k) {
+          gradients[k][lane] = g[k];
+          if constexpr (kOver != 0) over_rows[k][lane] += g[k];
+        }
         if (kSumLast) seen.sums[K - 1] += g[K - 1];
       }
 #pragma unroll
       for (int k = 0; k < kEach; ++k)
-        if (WANTED >> k & 1) store_vector(out[k] + column, gradients[k]);
+        if (kStored >> k & 1) store_vector(out[k] + column, gradients[k]);
     }
 #pragma unroll
     for (int width = V / 2; width > 0; width /= 2)
@@ -196,8 +201,9 @@ __device__ __forceinline__ void deliver(const Gradient& g, ScalarType type, int6
   }
 }
 
-// By elements: any strides, any mask. A part of weight 0, and gradients whose factor is 0, leave zeros.
-template <template <class, int> class Accumulator, class P, class X, int K>
+// By elements: any strides, any mask. A part of weight 0, and gradients whose factor is 0, leave zeros. OVER: parameters
+// whose gradients are summed in registers, which such zeros don't concern.
+template <template <class, int> class Accumulator, class P, class X, int OVER, int K>
 __device__ __forceinline__ void see_elements(const Term<K>& term, const Part& part, const Use& use,
                                              float last_parameter, Seen<K>& seen) {
   using A = Accumulator<float, 1>;
@@ -223,17 +229,24 @@ __device__ __forceinline__ void see_elements(const Term<K>& term, const Part& pa
       }
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        deliver<P>(term.gradients[k], term.parameters[k].type, part.row, term.columns, column, use,
-                   use.factor == 0 ? 0.f : g[k], seen.sums[k]);
+        if (!(OVER >> k & 1))
+          deliver<P>(term.gradients[k], term.parameters[k].type, part.row, term.columns, column, use,
+                     use.factor == 0 ? 0.f : g[k], seen.sums[k]);
     }
     seen.total += state.sum(0);
   }
 }
 
-// The value of a part, weighted, known to all of the team. Gradients summed over its columns go to their cell, those
-// over all rows are gathered in the thread that writes for the team.
-template <template <class, int> class Accumulator, class P, class X, int WANTED, int K>
-__device__ __forceinline__ float see(const Term<K>& term, const Part& part, const Use& use, float (&over_all)[K],
+// Gradients' sums of a group, in a thread
+template <int K, int N>
+struct Sums {
+  float over_all[K] = {};      // elements, in the thread that writes for the team
+  float over_rows[K][N] = {};  // of each of the thread's columns
+};
+
+// The value of a part, weighted, known to all of the team. Gradients summed over its columns go to their cell.
+template <template <class, int> class Accumulator, class P, class X, int WANTED, int K, int N>
+__device__ __forceinline__ float see(const Term<K>& term, const Part& part, const Use& use, Sums<K, N>& sums,
                                      float* warps) {
   using A = Accumulator<float, 1>;
   const Matrix& last = term.parameters[K - 1];
@@ -242,9 +255,9 @@ __device__ __forceinline__ float see(const Term<K>& term, const Part& part, cons
   Seen<K> seen;
   bool elements = true;
   if constexpr (vector_of<P, X> > 0) elements = !term.vectors || use.factor == 0;
-  if (elements) see_elements<Accumulator, P, X>(term, part, use, last_parameter, seen);
+  if (elements) see_elements<Accumulator, P, X, (WANTED >> K)>(term, part, use, last_parameter, seen);
   else if constexpr (vector_of<P, X> > 0)
-    see_vectors<Accumulator, P, X, WANTED>(term, part, use.factor, last_parameter, seen);
+    see_vectors<Accumulator, P, X, WANTED>(term, part, use.factor, last_parameter, seen, sums.over_rows);
 
   const float total = team_sum(seen.total, part.team, warps);
   float count = use.weight != 0 ? static_cast<float>(part.last - part.first) : 0.f;
@@ -256,9 +269,28 @@ __device__ __forceinline__ float see(const Term<K>& term, const Part& part, cons
     if (!g.data || g.kind == Gradient::kEach || g.kind == Gradient::kOverRows) continue;
     const float sum = team_sum(seen.sums[k], part.team, warps);
     if (part.writes() && g.kind == Gradient::kOverColumns) reinterpret_cast<float*>(g.data)[use.cell] = sum;
-    if (part.writes() && g.kind == Gradient::kOverAll) over_all[k] += sum;
+    if (part.writes() && g.kind == Gradient::kOverAll) sums.over_all[k] += sum;
   }
   return count > 0 ? use.weight * start<A>(term.options, last_parameter).finish(total, count) : 0.f;
+}
+
+// What a team's threads have summed over its rows, to its cells
+template <int OVER, int K, int N>
+__device__ __forceinline__ void store_over_rows(const Term<K>& term, const Part& part, int64_t team_cell,
+                                                const float (&over_rows)[K][N]) {
+  const int column = part.first + part.place * N;
+  if (column >= part.last) return;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    if (!(OVER >> k & 1)) continue;
+    float* cells = reinterpret_cast<float*>(term.gradients[k].data) + team_cell * term.columns + column;
+#pragma unroll
+    for (int lane = 0; lane < N; lane += 4) {
+      const float four[4] = {over_rows[k][lane], over_rows[k][lane + 1], over_rows[k][lane + 2],
+                             over_rows[k][lane + 3]};
+      store_vector(cells + lane, four);
+    }
+  }
 }
 
 // The value and gradients of a term, or of a likelihood with a standard normal latent beside it: nll and kl of each row,
@@ -271,6 +303,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
     objective(const __grid_constant__ Term<K> term, const __grid_constant__ Term<2> standard,
               const __grid_constant__ Objective o, const Latent latent) {
   constexpr bool kLikelihood = !std::is_same_v<X, None>;
+  constexpr int kOver = WANTED >> K, N = kOver != 0 ? vector_of<P, X> : 1;
   __shared__ float warps[kThreads / 32];
   const Tiling& tiling = o.tiling;
   const int split = blockIdx.y, teams = kThreads / tiling.team;
@@ -278,7 +311,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
   if (o.beta_factor.data) beta *= load<Any>(o.beta_factor.data, o.beta_factor.type, 0, 1.f);
 
   for (int64_t group = blockIdx.x; group < tiling.groups; group += gridDim.x) {
-    float losses = 0, over_all[K] = {};
+    float losses = 0;
+    Sums<K, N> sums;
     for (int step = 0; step < tiling.tiles_together; ++step) {
       const Part part(tiling, group * tiling.tiles_together + step, o.rows, term.columns, split);
       Use use;
@@ -290,13 +324,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
       use.team_cell = group * teams + threadIdx.x / tiling.team;
       use.first_row = step == 0;
 
-      float loss = see<Accumulator, P, X, WANTED>(term, part, use, over_all, warps);
+      float loss = see<Accumulator, P, X, WANTED>(term, part, use, sums, warps);
       if (part.writes()) o.nll[use.cell] = loss;
       if (kLikelihood && split == 0 && latent.kind != Latent::kAbsent) {
         Part whole = part;
         whole.first = 0, whole.last = part.exists ? standard.columns : 0;
         use.factor *= beta;
-        float kl, none[2];
+        float kl;
+        Sums<2, 1> none;
         if (latent.kind == Latent::kKnown) kl = part.writes() ? o.kl[part.row] : 0.f;
         else if (latent.kind == Latent::kTyped) kl = see<StandardKl, P, None, 0b11>(standard, whole, use, none, warps);
         else kl = see<StandardKl, Any, None, 0b11>(standard, whole, use, none, warps);
@@ -307,12 +342,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
       if (part.writes() && o.loss && !o.reduce) o.loss[use.cell] = loss;
       if (part.writes()) losses += loss;
     }
+    if constexpr (kOver != 0) {
+      const Part first(tiling, group * tiling.tiles_together, o.rows, term.columns, split);
+      store_over_rows<kOver>(term, first, group * teams + threadIdx.x / tiling.team, sums.over_rows);
+    }
     const int64_t cell = split * tiling.groups + group;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       const Gradient& g = term.gradients[k];
       if (!g.data || g.kind != Gradient::kOverAll) continue;
-      const float sum = team_sum(over_all[k], kThreads, warps);
+      const float sum = team_sum(sums.over_all[k], kThreads, warps);
       if (threadIdx.x == 0) reinterpret_cast<float*>(g.data)[cell] = sum;
     }
     if (kLikelihood && o.loss && o.reduce) {

@@ -24,7 +24,7 @@ struct Tiling {
 inline int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // vector: columns that a thread takes at once, 1 where operands aren't read by vectors. shared: some gradient is summed
-// over rows, first by the teams of few groups.
+// over rows, first by the teams of few groups; by vectors each thread keeps the sums of its own, so that rows are split.
 inline Tiling tiling_of(int64_t rows, int64_t columns, int vector, bool shared) {
   Tiling t;
   const int64_t vectors = std::max<int64_t>(1, cdiv(columns, vector));
@@ -33,10 +33,12 @@ inline Tiling tiling_of(int64_t rows, int64_t columns, int vector, bool shared) 
     t.team *= 2;
   const int64_t width = int64_t{t.team} * vector, parts = std::max<int64_t>(1, cdiv(columns, width));
   t.tiles = cdiv(rows, kThreads / t.team);
-  t.tiles_together = static_cast<int>(std::max<int64_t>(1, cdiv(t.tiles, shared ? kBlocks : kGroups)));
+  const bool kept = shared && vector > 1;
+  const int64_t groups = kept ? std::max<int64_t>(1, kBlocks / parts) : shared ? kBlocks : kGroups;
+  t.tiles_together = static_cast<int>(std::max<int64_t>(1, cdiv(t.tiles, groups)));
   t.groups = cdiv(t.tiles, t.tiles_together);
-  int64_t split = parts;
-  if (parts >= kLong && t.groups > 0 && t.groups < kBlocks)
+  int64_t split = kept ? 1 : parts;
+  if (!kept && parts >= kLong && t.groups > 0 && t.groups < kBlocks)
     split = cdiv(parts, std::min(parts, cdiv(kBlocks, t.groups)));
   t.splits = static_cast<int>(cdiv(parts, split));
   t.split_columns = static_cast<int>(split * width);

@@ -9,7 +9,7 @@ namespace vae_fast {
 // e^-v is applied as two factors e^(-v/2): finite wherever the result is, 0 where x = m.
 template <class T, int LANES>
 struct Gaussian : Sum<T, LANES> {
-  static constexpr int kParameters = 2;
+  static constexpr int kParameters = 2, kOfColumns = 0b10;
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T scale, T (&gradients)[2]) {
     const T v = parameters[1], factor = inverse_sigma(v), h = (parameters[0] - x) * factor;

@@ -113,6 +113,19 @@ def test_sums_over_more_rows_than_blocks_take_at_once(shape):
         assert launches[0].grid[0] <= 512
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_sums_over_rows_stay_in_registers(dtype):
+    """Of a log-variance for each column: rows of weight 0 add nothing, and partial sums are written once a group."""
+    b, d, weight = 1100, 1032, torch.rand(1100)
+    weight[::7] = 0
+    mean, logvar = normal(b, d, dtype), normal(1, d, dtype)
+    first, fold, _ = check(cases.nll("gaussian", [mean, logvar], torch.rand(b, d).to(dtype), weight))
+    gradient, groups = b * d * dtype.itemsize, first.grid[0]
+    assert groups * first.grid[1] <= 512
+    assert gradient + 4 * groups * d < first.stats.bytes["st"] <= 1.02 * (gradient + 4 * groups * d)
+    assert fold.stats.bytes["ld"] == 4 * groups * d
+
+
 @pytest.mark.parametrize("prior", ["row", "number", "column", "full"])
 @pytest.mark.parametrize("shape", [(7, 37), (5, 80), (3, 1500)], ids=str)
 def test_priors_of_any_shape(prior, shape):
