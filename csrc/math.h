@@ -19,6 +19,7 @@
 namespace vae_fast {
 
 constexpr double kLogTwoPi = 1.8378770664093454836;
+constexpr double kTwoPi = 6.2831853071795864769, kLn2 = 0.69314718055994530942;
 constexpr float kLargestExponent = 88.7228317f;  // e^it is the largest float
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -71,6 +72,17 @@ VAE_FAST_FN float larger(float a, float b) {
 }
 VAE_FAST_FN double larger(double a, double b) { return a > b ? a : b; }
 
+// first ? a : b, both computed: a branch around either, which GCC might make of it, wouldn't vectorise
+VAE_FAST_FN float choose(bool first, float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return first ? a : b;
+#else
+  const uint32_t mask = first ? ~0u : 0u;
+  return bits<float>((bits<uint32_t>(a) & mask) | (bits<uint32_t>(b) & ~mask));
+#endif
+}
+VAE_FAST_FN double choose(bool first, double a, double b) { return first ? a : b; }
+
 VAE_FAST_FN float square_root(float v) {
 #if defined(__CUDA_ARCH__)
   return gpu::sqrt(v);
@@ -98,12 +110,22 @@ VAE_FAST_FN T polynomial(T v, const T (&c)[N]) {
   return sum;
 }
 
+// The same in less time from the first operation to the last, by halves of the polynomial
+template <class T, int N>
+VAE_FAST_FN T polynomial_by_halves(T v, const T (&c)[N]) {
+  T terms[(N + 1) / 2];
+  for (int k = 0; k < N / 2; ++k) terms[k] = c[2 * k + 1] * v + c[2 * k];
+  if constexpr (N % 2) terms[N / 2] = c[N - 1];
+  if constexpr (N <= 2) return terms[0];
+  else return polynomial_by_halves(v * v, terms);
+}
+
 namespace detail {
 
-// v = n ln 2 + f with integer n, |f| <= ln(2)/2: returns e^f, and 2^(n + BIAS - 127) as `scale`.
+// v = n ln 2 + f with integer n, |f| <= ln(2)/2: returns e^f - 1, and 2^(n + BIAS - 127) as `scale`.
 // 1.5 2^23 + BIAS is so large that a sum with it holds n + BIAS in its low bits, one shift away from the exponent field.
 template <int BIAS>
-VAE_FAST_FN float exp_reduced(float v, float& scale) {
+VAE_FAST_FN float expm1_reduced(float v, float& scale) {
   constexpr float kRound = 12582912.f + BIAS;
   constexpr float kCoefficients[] = {5.0000000952e-1f, 1.6666518853e-1f, 4.1666205882e-2f, 8.3688877e-3f,
                                      1.3950486702e-3f};
@@ -111,7 +133,11 @@ VAE_FAST_FN float exp_reduced(float v, float& scale) {
   const float n = shifted - kRound;
   const float f = (v - n * 0.693145752f) - n * 1.42860677e-6f;
   scale = bits<float>(bits<uint32_t>(shifted) << 23);
-  return polynomial(f, kCoefficients) * (f * f) + f + 1.f;
+  return polynomial(f, kCoefficients) * (f * f) + f;
+}
+template <int BIAS>
+VAE_FAST_FN float exp_reduced(float v, float& scale) {
+  return expm1_reduced<BIAS>(v, scale) + 1.f;
 }
 
 }  // namespace detail
@@ -128,6 +154,25 @@ VAE_FAST_FN float exp_nonpositive(float v) {
 #endif
 }
 VAE_FAST_FN double exp_nonpositive(double v) { return std::exp(v); }
+
+// e^v - 1 for v <= 0, relative error 2e-7, and e^v as `exp_nonpositive`
+VAE_FAST_FN float expm1_nonpositive(float v, float& exp_v) {
+#if defined(__CUDA_ARCH__)
+  constexpr float kCoefficients[] = {
+      1.f, 0.5f, 1.666669548e-1f, 4.166651517e-2f, 8.330930956e-3f, 1.389133628e-3f, 2.032547782e-4f, 2.496072193e-5f};
+  exp_v = exp_nonpositive(v);
+  return v > -1.f ? polynomial(v, kCoefficients) * v : exp_v - 1.f;
+#else
+  float scale;
+  const float less = detail::expm1_reduced<127>(-87.f > v ? -87.f : v, scale);
+  exp_v = less * scale + scale;
+  return less * scale + (scale - 1.f);
+#endif
+}
+VAE_FAST_FN double expm1_nonpositive(double v, double& exp_v) {
+  exp_v = std::exp(v);
+  return std::expm1(v);
+}
 
 // e^v where float32 can hold it, else the nearest it can: e^-86 (GPU: 0) or the largest float; a GPU errs by 6e-8 |v|
 VAE_FAST_FN float exp_finite(float v) {
@@ -187,15 +232,30 @@ VAE_FAST_FN float inverse_sigma(float v) {
 }
 VAE_FAST_FN double inverse_sigma(double v) { return exp_finite(-0.5 * v); }
 
-// ln v for normal v > 0; at v = 0 about -88 instead of -inf
-VAE_FAST_FN float log(float v) {
+namespace detail {
+
+// v = 2^n (1 + f) for normal v > 0, 1 + f from sqrt(1/2) to sqrt(2)
+VAE_FAST_FN float log_reduced(float v, float& n) {
   constexpr uint32_t kSqrtHalf = 0x3f3504f3u;
+  const uint32_t offset = bits<uint32_t>(v) - kSqrtHalf;
+  n = static_cast<float>(static_cast<int32_t>(offset) >> 23);
+  return bits<float>((offset & 0x007fffffu) + kSqrtHalf) - 1.f;
+}
+
+// ln(1 + f) - f, f as above
+VAE_FAST_FN float log1p_beyond(float f) {
   constexpr float kCoefficients[] = {3.3333316727e-1f, -2.5000810398e-1f, 2.0002286198e-1f, -1.6624554062e-1f,
                                      1.4181193285e-1f, -1.3128756635e-1f, 1.2881640924e-1f, -7.8595989158e-2f};
-  const uint32_t offset = bits<uint32_t>(v) - kSqrtHalf;
-  const float n = static_cast<float>(static_cast<int32_t>(offset) >> 23);
-  const float f = bits<float>((offset & 0x007fffffu) + kSqrtHalf) - 1.f;
-  const float p = polynomial(f, kCoefficients) * (f * f * f) - 0.5f * (f * f) + n * 1.42860677e-6f;
+  return polynomial_by_halves(f, kCoefficients) * (f * f * f) - 0.5f * (f * f);
+}
+
+}  // namespace detail
+
+// ln v for normal v > 0; at v = 0 about -88 instead of -inf
+VAE_FAST_FN float log(float v) {
+  float n;
+  const float f = detail::log_reduced(v, n);
+  const float p = detail::log1p_beyond(f) + n * 1.42860677e-6f;
   const float r = n * 0.693145752f + (p + f);
   return v < kInfinity ? r : v;
 }
@@ -208,6 +268,24 @@ VAE_FAST_FN float log1p(float v) {
   return log(u) + (u < kInfinity ? quotient(lost, u) : 0.f);
 }
 VAE_FAST_FN double log1p(double v) { return std::log1p(v); }
+
+// v - ln(1 + v) >= 0 for finite v > -1, relative error 6e-7. u = 1 + v, which v alone says too roughly where v is near -1
+VAE_FAST_FN float log1p_minus(float v, float u) {
+  const float sum = 1.f + v;
+  const float lost = v > -0.5f ? v - (sum - 1.f) : 0.f;
+  float n;
+  const float f = detail::log_reduced(v > -0.5f ? sum : u, n);
+  const float fraction = f + lost * bits<float>(static_cast<uint32_t>(127 - static_cast<int32_t>(n)) << 23);
+  const float p = detail::log1p_beyond(fraction);
+  return n == 0.f ? -p : (v - n * 0.693145752f) - (n * 1.42860677e-6f + (p + fraction));
+}
+VAE_FAST_FN double log1p_minus(double v, double u) {
+  constexpr double kCoefficients[] = {1. / 3,  1. / 5,  1. / 7,  1. / 9,  1. / 11, 1. / 13,
+                                      1. / 15, 1. / 17, 1. / 19, 1. / 21, 1. / 23, 1. / 25};
+  const double z = v / (2. + v);  // ln(1 + v) = 2 artanh z
+  const double near = z * (v - 2. * (z * z) * polynomial(z * z, kCoefficients));
+  return magnitude(v) < 0.4 ? near : v - std::log(v < 0. ? u : 1. + v);
+}
 
 // e^v - 1 - v for finite v, given e^v: the series where |v| < 1 would cancel, v^2/2 to full relative accuracy as v -> 0
 VAE_FAST_FN float expm1_minus(float v, float exp_v) {

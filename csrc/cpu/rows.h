@@ -82,9 +82,9 @@ inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* 
 }
 
 // n <= kBlock observations: their value, and gradients times scale. The last lanes run on a copy of the last observation.
-template <class A, bool GRADIENTS, Part PART = Part::kStep, class T>
-inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
-                                                   T* const* gradients, T scale, int n) {
+template <class A, bool GRADIENTS, Part PART, class T>
+inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
+                                                        T* const* gradients, T scale, int n) {
   constexpr int K = A::kParameters;
   T sums[kLanes] = {};
   A state = start<A, T>(options, parameters[K - 1][0]);
@@ -115,6 +115,17 @@ inline __attribute__((always_inline)) T accumulate(const T* options, const T* co
         for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
   }
   return state.finish(add_lanes(sums), PART == Part::kStep ? static_cast<T>(n) : T(0));
+}
+
+template <class A, bool GRADIENTS, Part PART = Part::kStep, class T>
+inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
+                                                   T* const* gradients, T scale, int n) {
+  if constexpr (A::kPlain) {
+    constexpr T kZeros[A::kOptions] = {};
+    if (std::all_of(options, options + A::kOptions, [](T option) { return option == 0; }))
+      return accumulate_with<A, GRADIENTS, PART>(kZeros, parameters, x, gradients, scale, n);
+  }
+  return accumulate_with<A, GRADIENTS, PART>(options, parameters, x, gradients, scale, n);
 }
 
 // What `step` left out of n observations: the rest of those that aren't 0, packed together; gradients are added to
