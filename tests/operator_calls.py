@@ -22,8 +22,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:vae_fast. the plain PyTorch refe
 DRAWS = 60
 ROWS = (0, 1, 2, 3, 5, 37, 130)
 COLUMNS = (0, 1, 2, 3, 15, 16, 17, 255, 511, 512, 513, 784, 1025)
+COUNTS = (torch.int32, torch.int64, torch.uint16, torch.uint8, torch.bool)
 LONG = (16_383, 16_384, 16_385, 33_000)
 LATENTS = (0, 1, 2, 3, 37, 511, 512, 513, 1500)
+POSITIVE = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")  # parameters
 
 
 class Draw:
@@ -67,13 +69,24 @@ class Draw:
         return self.placed(torch.randn(rows, columns).to(self.floating()))
 
     def parameters(self, likelihood: str, rows: int, columns: int) -> list[Tensor]:
-        shapes = [self.shared(rows, columns) for _ in LIKELIHOODS[likelihood].parameters]
-        if likelihood != "bernoulli_probs":
-            return [self.parameter(*shape) for shape in shapes]
-        return [self.placed(torch.rand(shape).clamp(0.05, 0.95).to(self.floating())) for shape in shapes]
+        entry = LIKELIHOODS[likelihood]
+        shapes = [self.shared(rows, columns) for _ in entry.parameters]
+        if entry.per_row:
+            shapes[-1] = (shapes[-1][0], 1)
+        if likelihood == "bernoulli_probs":
+            return [self.placed(torch.rand(shape).clamp(0.05, 0.95).to(self.floating())) for shape in shapes]
+        if likelihood in POSITIVE:
+            return [self.placed((torch.rand(shape) + 0.1).to(self.floating())) for shape in shapes]
+        return [self.parameter(*shape) for shape in shapes]
 
-    def observations(self, rows: int, columns: int) -> Tensor:
+    def observations(self, likelihood: str, rows: int, columns: int) -> Tensor:
+        if LIKELIHOODS[likelihood].counts:
+            x = torch.poisson(4 * torch.rand(rows, columns) ** 3)
+            return self.placed(x.to(self.chance.choice([*FLOATING, *COUNTS])))
         return self.placed(target((rows, columns), self.chance.choice([*FLOATING, torch.uint8, torch.bool])))
+
+    def options(self, likelihood: str) -> list[float]:
+        return [self.chance.choice((0.0, 1.0)) for _ in LIKELIHOODS[likelihood].options]
 
     def mask(self, rows: int, columns: int) -> Tensor | None:
         return self.placed(torch.rand(self.shared(rows, columns)) > 0.3) if self.maybe() else None
@@ -103,7 +116,8 @@ def nll(draw: Draw, likelihood: str) -> list[Any]:
     parameters = draw.parameters(likelihood, *size)
     return [
         *parameters,
-        draw.observations(*size),
+        draw.observations(likelihood, *size),
+        *draw.options(likelihood),
         draw.weight(size[0]),
         draw.mask(*size),
         draw.asked(len(parameters)),
@@ -112,10 +126,11 @@ def nll(draw: Draw, likelihood: str) -> list[Any]:
 
 def elbo(draw: Draw, likelihood: str) -> list[Any]:
     *operands, weight, mask, _ = nll(draw, likelihood)
-    latent = draw.posterior(operands[-1].shape[0], draw.chance.choice(LATENTS), draw.maybe())
+    tensors = [t for t in operands if isinstance(t, Tensor)]
+    latent = draw.posterior(tensors[-1].shape[0], draw.chance.choice(LATENTS), draw.maybe())
     factor = torch.rand(()).to(draw.floating()) if draw.maybe() else None
     beta, scale = draw.chance.choice((0.0, 0.7)), draw.chance.choice((1.0, 0.25))
-    return [*operands, *latent, weight, mask, factor, beta, scale, draw.maybe(), draw.asked(len(operands) + 3)]
+    return [*operands, *latent, weight, mask, factor, beta, scale, draw.maybe(), draw.asked(len(tensors) + 3)]
 
 
 def sample_kl_backward(draw: Draw) -> list[Any]:

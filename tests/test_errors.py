@@ -110,7 +110,8 @@ CASES = {
     "likelihood": (
         lambda: ELBOLoss("normal"),
         ValueError,
-        "ELBOLoss: likelihood must be one of bernoulli, gaussian, got 'normal'",
+        "ELBOLoss: likelihood must be one of bernoulli, gaussian, poisson, negative_binomial, "
+        "zero_inflated_negative_binomial, got 'normal'",
     ),
     "kl": (lambda: ELBOLoss(kl="mc"), ValueError, "ELBOLoss: kl must be analytic or monte_carlo, got 'mc'"),
     "beta": (

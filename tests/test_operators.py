@@ -23,7 +23,13 @@ def posterior(dtype=torch.float32, prior="none"):
 def parameters(name, dtype=torch.float32):
     if name == "bernoulli_probs":
         return [leaf(torch.rand(B, D, dtype=dtype).clamp(0.1, 0.9))]
-    return [leaf(torch.randn(B, D, dtype=dtype)) for _ in LIKELIHOODS[name].parameters]
+    entry = LIKELIHOODS[name]
+    sizes = [D] * len(entry.parameters)
+    if entry.per_row:
+        sizes[-1] = 1
+    if entry.counts:
+        return [leaf(torch.rand(B, d, dtype=dtype) + 0.1) for d in sizes]
+    return [leaf(torch.randn(B, d, dtype=dtype)) for d in sizes]
 
 
 def samples(dtype=torch.float32):
@@ -31,14 +37,19 @@ def samples(dtype=torch.float32):
     ops, x, weight, mask = torch.ops.vae_fast, torch.rand(B, D), torch.rand(B), torch.rand(B, D) > 0.5
     beta = torch.tensor(0.5)
     for name in LIKELIHOODS:
-        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), x, None, None, 0)
-        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), x, weight, mask, 0)
+        entry = LIKELIHOODS[name]
+        observed = ((3 * x).floor() if entry.counts else x, *entry.numbers({}))
+        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), *observed, None, None, 0)
+        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), *observed, weight, mask, 0)
         for prior, reduce in (("none", True), ("given", False)):
             q = posterior(dtype, prior)
             yield (
                 getattr(ops, f"elbo_{name}"),
-                (*parameters(name, dtype), x, *q, weight, mask, beta, 0.7, 0.25, reduce, 0),
+                (*parameters(name, dtype), *observed, *q, weight, mask, beta, 0.7, 0.25, reduce, 0),
             )
+    mu, theta, library = parameters("negative_binomial", dtype)
+    theta = leaf(theta[:1])
+    yield ops.negative_binomial_nll, (mu, theta, library, (3 * x).floor(), 0.0, 1.0, None, None, 0)
     shared = leaf(torch.randn(1, D, dtype=dtype))
     yield ops.gaussian_nll, (leaf(torch.randn(B, D, dtype=dtype)), shared, x, None, None, 0)
     for prior in ("none", "given"):

@@ -11,10 +11,12 @@ import vae_fast
 
 LIBRARY = Path(vae_fast.__file__).parent / "_C_cpu.so"
 # Loops by lanes, with how many scalar operations they may have beside half the packed ones
+COUNTS = ("Poisson", "NegativeBinomial", "ZeroInflatedNegativeBinomial")
 BY_LANES = {
     **{f"run_block<vae_fast::{name}, float, true": 0 for name in ("Bernoulli", "BernoulliProbs", "Gaussian")},
     **{f"run_block<vae_fast::{name}, float, false": 0 for name in ("Bernoulli", "BernoulliProbs", "Gaussian")},
     **{f"run_block<vae_fast::{name}, float, true": 0 for name in ("StandardKl", "GaussianKl", "LogRatio")},
+    **{f"run_block<vae_fast::{name}, float, {gradients}": 0 for name in COUNTS for gradients in ("true", "false")},
     "run_block<vae_fast::GaussianShared, float, true": 30,  # one exponential a row
 }
 # Loops that compilers follow by a scalar one, for the rest

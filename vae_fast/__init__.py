@@ -10,8 +10,11 @@ from vae_fast.functional import (
     gaussian_nll,
     log_evidence,
     monte_carlo_kl,
+    negative_binomial_nll,
+    poisson_nll,
     reparameterize,
     sample_kl,
+    zero_inflated_negative_binomial_nll,
 )
 from vae_fast.losses import ELBOLoss, ELBOTerms
 from vae_fast.models import VAE, VAEOutput
@@ -33,8 +36,11 @@ __all__ = [
     "gaussian_nll",
     "log_evidence",
     "monte_carlo_kl",
+    "negative_binomial_nll",
+    "poisson_nll",
     "reference",
     "reparameterize",
     "report",
     "sample_kl",
+    "zero_inflated_negative_binomial_nll",
 ]

@@ -14,8 +14,19 @@ from vae_fast.reference.latent import (
     sample_kl,
     sum_dtype,
 )
+from vae_fast.reference.negative_binomial import (
+    negative_binomial,
+    negative_binomial_mean,
+    negative_binomial_sample,
+)
 from vae_fast.reference.objective import elbo, nll, select_rows, weighted
 from vae_fast.reference.philox import normals, philox
+from vae_fast.reference.poisson import poisson, poisson_mean, poisson_sample
+from vae_fast.reference.zero_inflated_negative_binomial import (
+    zero_inflated_negative_binomial,
+    zero_inflated_negative_binomial_mean,
+    zero_inflated_negative_binomial_sample,
+)
 
 __all__ = [
     "Prior",
@@ -26,12 +37,21 @@ __all__ = [
     "gaussian_kl",
     "log_evidence",
     "monte_carlo_kl",
+    "negative_binomial",
+    "negative_binomial_mean",
+    "negative_binomial_sample",
     "nll",
     "normals",
     "philox",
+    "poisson",
+    "poisson_mean",
+    "poisson_sample",
     "reparameterize",
     "sample_kl",
     "select_rows",
     "sum_dtype",
     "weighted",
+    "zero_inflated_negative_binomial",
+    "zero_inflated_negative_binomial_mean",
+    "zero_inflated_negative_binomial_sample",
 ]
