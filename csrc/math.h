@@ -22,6 +22,7 @@ constexpr double kLogTwoPi = 1.8378770664093454836;
 constexpr double kTwoPi = 6.2831853071795864769, kLn2 = 0.69314718055994530942;
 constexpr float kLargestExponent = 88.7228317f;  // e^it is the largest float
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kLeastDouble = std::numeric_limits<double>::min();
 
 // NVIDIA's instructions, within 2 ulp or (lg2 near 1, sine, cosine) 2^-20.9 absolutely. Subnormal numbers count as 0.
 #if defined(__CUDA_ARCH__)
@@ -284,7 +285,7 @@ VAE_FAST_FN double log1p_minus(double v, double u) {
                                       1. / 15, 1. / 17, 1. / 19, 1. / 21, 1. / 23, 1. / 25};
   const double z = v / (2. + v);  // ln(1 + v) = 2 artanh z
   const double near = z * (v - 2. * (z * z) * polynomial(z * z, kCoefficients));
-  return magnitude(v) < 0.4 ? near : v - std::log(v < 0. ? u : 1. + v);
+  return magnitude(v) < 0.4 ? near : v - std::log(v >= 0. ? 1. + v : larger(u, kLeastDouble));
 }
 
 // e^v - 1 - v for finite v, given e^v: the series where |v| < 1 would cancel, v^2/2 to full relative accuracy as v -> 0

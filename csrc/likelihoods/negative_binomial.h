@@ -26,7 +26,7 @@ struct Dispersed {
         inverse(quotient(T(1), larger(theta + m, kLeast))),
         y(above_one(x)),
         r((y - m) * inverse),
-        deviance(log1p_minus(r, larger((y + theta) * inverse, kLeast))) {}
+        deviance(log1p_minus(r, (y + theta) * inverse)) {}
 
   VAE_FAST_FN T zero_nll() const { return theta * (deviance - r); }
   VAE_FAST_FN T zero_slope() const { return theta * inverse; }
@@ -51,7 +51,7 @@ struct Dispersed {
 // options log_mu, log_theta: the parameters are logarithms. The library is one number a row.
 template <class T, int LANES>
 struct NegativeBinomial : Sum<T, LANES> {
-  static constexpr int kParameters = 3, kOptions = 2;
+  static constexpr int kParameters = 3, kOptions = 2, kOfColumns = 0b10;
   static constexpr bool kHeavy = true, kPlain = true, kCounts = true, kSparse = true;
   bool log_mu, log_theta;
   T library;
