@@ -14,6 +14,8 @@
 //   kCounts                                        x is a count, and bytes are the numbers they are; else they are x / 255
 //   kSparse                                        step leaves out what vanishes at x = 0:
 //   rest(lane, parameters, x, scale, gradients)    adds that to the state, and to the gradients
+//   kWhole                                         whether a GPU, which has them in one thread, need not take both:
+//   whole(lane, parameters, x, scale, gradients)   step and, unless x = 0, rest, with what they have in common
 //   finish(total, count)                           closes the sum over `count` observations, in nats; a row's parts,
 //                                                  finished one by one, must add up to the row
 //
@@ -29,7 +31,7 @@ namespace vae_fast {
 
 struct Defaults {
   static constexpr int kJoined = 1 << 30, kOptions = 0, kOfColumns = 0;
-  static constexpr bool kHeavy = false, kPlain = false, kCounts = false, kSparse = false;
+  static constexpr bool kHeavy = false, kPlain = false, kCounts = false, kSparse = false, kWhole = false;
 };
 
 // The common state: one sum
@@ -41,17 +43,6 @@ struct Sum : Defaults {
   VAE_FAST_FN T sum(int lane) const { return total[lane]; }
   VAE_FAST_FN T finish(T total, T) const { return total; }
 };
-
-// The observation that a sparse accumulator's step need see: on a CPU `rest` alone works on those that aren't 0; a GPU's
-// threads run both and share what they have in common
-template <class T>
-VAE_FAST_FN T seen_by_step([[maybe_unused]] T x) {
-#if defined(__CUDA_ARCH__)
-  return x;
-#else
-  return T(0);
-#endif
-}
 
 // Whether it takes the last parameter as shared
 template <class A, class T>

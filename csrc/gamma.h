@@ -52,7 +52,7 @@ VAE_FAST_FN Stirling<float> stirling_from_one(float, float inverse) {
 // S(v) = S(v + 1) + (v + 1/2) ln((v + 1)/v) - 1, by which v < 1 is shifted
 VAE_FAST_FN Stirling<float> stirling_and_slope(float v, float inverse) {
   const float shift = v < 1.f ? 1.f : 0.f;
-  const float u = quotient(1.f, v + shift), step = shift * log(1.f + inverse);
+  const float u = quotient(1.f, v + shift), step = shift * rough_log(1.f + inverse);
   return {detail::stirling_value(u) + ((v + 0.5f) * step - shift),
           detail::stirling_slope(u) + (shift * (0.5f * (inverse + u)) - step)};
 }

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vae_fast.kernels.divergences import GAUSSIAN_KL, LOG_RATIO, STANDARD_KL
-from vae_fast.kernels.launch import launch
+from vae_fast.kernels.launch import MOST_REGISTERS, REGISTERS, launch
 from vae_fast.kernels.likelihoods import LIKELIHOODS
 from vae_fast.kernels.operands import Operands, Outputs, check, check_matrix, check_operands, check_posterior
 from vae_fast.kernels.rows import store_column_sums, store_row_sums, sum_rows, zeros_for
@@ -200,6 +200,7 @@ def _accumulate(
         bool(reduce),
         tiling.rows,
         num_warps=tiling.warps,
+        registers=MOST_REGISTERS if operands.accumulator.heavy else REGISTERS,
     )
     values = [s.finish() for s in (loss, nll, kl) if s is not None]
     return (*values, *(g.finish() if g else nll.out.new_empty(0) for g in (*gradients, *latent_gradients)))

@@ -150,6 +150,13 @@ def log(v):
     offset = v.to(tl.int32, bitcast=True) - 0x3F3504F3  # the mantissa runs from sqrt(1/2) to sqrt(2)
     n = (offset >> 23).to(tl.float32)
     f = ((offset & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+    p = log1p_beyond(f) + n * 1.42860677e-6
+    return tl.where(v < float("inf"), n * 0.693145752 + (p + f), v)
+
+
+@triton.jit
+def log1p_beyond(f):
+    """ln(1 + f) - f for 1 + f from sqrt(1/2) to sqrt(2)"""
     p = -7.8595989158e-2 * f + 1.2881640924e-1
     p = p * f - 1.3128756635e-1
     p = p * f + 1.4181193285e-1
@@ -157,8 +164,7 @@ def log(v):
     p = p * f + 2.0002286198e-1
     p = p * f - 2.5000810398e-1
     p = p * f + 3.3333316727e-1
-    p = p * (f * f * f) - 0.5 * (f * f) + n * 1.42860677e-6
-    return tl.where(v < float("inf"), n * 0.693145752 + (p + f), v)
+    return p * (f * f * f) - 0.5 * (f * f)
 
 
 @triton.jit
@@ -179,3 +185,19 @@ def expm1_minus(v, exp_v):
     p = p * v + 0.1666669548
     p = p * v + 0.5
     return tl.where(tl.abs(v) < 1.0, p * (v * v), (exp_v - 1.0) - v)
+
+
+@triton.jit
+def log1p_minus(v, u):
+    """v - ln(1 + v) >= 0 for finite v > -1, relative error 6e-7; u = 1 + v, which v alone says too roughly near -1"""
+    total = 1.0 + v
+    whole = v > -0.5
+    lost = tl.where(whole, v - (total - 1.0), 0.0)
+    bits = tl.where(whole, total, u).to(tl.int32, bitcast=True)
+    power = (bits - 0x3F3504F3) & -0x800000  # n 2^23, where 1 + v = 2^n (1 + f)
+    f = (bits - power).to(tl.float32, bitcast=True) - 1.0
+    f += lost * (0x3F800000 - power).to(tl.float32, bitcast=True)
+    p = log1p_beyond(f)
+    n = power.to(tl.float32)
+    far = (v - n * (0.693145752 * 2.0**-23)) - (n * (1.42860677e-6 * 2.0**-23) + (p + f))
+    return tl.where(power == 0, -p, far)

@@ -82,7 +82,7 @@ class Operands:
     def shape(self, columns: Columns, per_split: int) -> tuple[Any, ...]:
         """The constants that rows.py unpacks."""
         steps = (self.accumulator.steps or 0) // self.vector
-        unroll = columns.unroll(per_split, self.width, self.vector)
+        unroll = 1 if self.accumulator.heavy else columns.unroll(per_split, self.width, self.vector)
         return (
             self.kinds(),
             columns.tile,

@@ -44,7 +44,7 @@ struct Dispersed {
     by_theta = deviance + (fraction ? (m - x) * inverse * quotient(T(1), x + theta) : T(0)) -
                (T(0.5) * y * inverse_theta * inverse_sum + (of_theta.slope - of_sum.slope));
     return theta * deviance + y * log1p_minus(-r * theta * inverse_y, share * (sum * inverse)) +
-           (T(0.5) * log(spread) + (of_theta.value - of_sum.value) + of_y.value);
+           (T(0.5) * rough_log(spread) + (of_theta.value - of_sum.value) + of_y.value);
   }
 };
 
@@ -52,7 +52,7 @@ struct Dispersed {
 template <class T, int LANES>
 struct NegativeBinomial : Sum<T, LANES> {
   static constexpr int kParameters = 3, kOptions = 2, kOfColumns = 0b10;
-  static constexpr bool kHeavy = true, kPlain = true, kCounts = true, kSparse = true;
+  static constexpr bool kHeavy = true, kPlain = true, kCounts = true, kSparse = true, kWhole = true;
   bool log_mu, log_theta;
   T library;
 
@@ -60,23 +60,34 @@ struct NegativeBinomial : Sum<T, LANES> {
       : Sum<T, LANES>{}, log_mu(options[0] != T(0)), log_theta(options[1] != T(0)), library(library) {}
 
   VAE_FAST_FN Dispersed<T> observe(T mu, T theta, T x) const {
-    return {choose(log_mu, exp(mu), mu), choose(log_theta, exp(theta), theta), library, x};
+    return {exp_if(log_mu, mu), exp_if(log_theta, theta), library, x};
   }
-  VAE_FAST_FN T by_mu(const Dispersed<T>& d, T by_m) const { return by_m * library * choose(log_mu, d.mu, T(1)); }
-  VAE_FAST_FN T by_theta(const Dispersed<T>& d, T slope) const { return slope * choose(log_theta, d.theta, T(1)); }
+  // The gradients by mu, theta and the library, from those by m and t
+  VAE_FAST_FN void spread(const Dispersed<T>& d, T by_m, T by_theta, T& of_mu, T& of_theta, T& of_library) const {
+    of_mu = by_m * library * choose(log_mu, d.mu, T(1));
+    of_theta = by_theta * choose(log_theta, d.theta, T(1));
+    of_library = by_m * d.mu;
+  }
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[3], T x, T scale, T (&gradients)[3]) {
-    const Dispersed<T> d = observe(parameters[0], parameters[1], seen_by_step(x));
-    const T factor = x == T(0) ? scale : T(0), by_m = factor * d.zero_slope();
+    const Dispersed<T> d = observe(parameters[0], parameters[1], T(0));  // others are for `rest`
+    const T factor = x == T(0) ? scale : T(0);
     this->total[lane] += choose(x == T(0), d.zero_nll(), T(0));
-    gradients[0] = by_mu(d, by_m), gradients[1] = by_theta(d, factor * d.deviance), gradients[2] = by_m * d.mu;
+    spread(d, factor * d.zero_slope(), factor * d.deviance, gradients[0], gradients[1], gradients[2]);
   }
   VAE_FAST_FN void rest(int lane, const T (&parameters)[3], T x, T scale, T (&gradients)[3]) {
     const Dispersed<T> d = observe(parameters[0], parameters[1], x);
-    T by_m, slope;
-    this->total[lane] += d.nll(x, by_m, slope);
-    gradients[0] += by_mu(d, scale * by_m), gradients[1] += by_theta(d, scale * slope);
-    gradients[2] += scale * by_m * d.mu;
+    T by_m, by_theta, added[3];
+    this->total[lane] += d.nll(x, by_m, by_theta);
+    spread(d, scale * by_m, scale * by_theta, added[0], added[1], added[2]);
+    for (int k = 0; k < 3; ++k) gradients[k] += added[k];
+  }
+  VAE_FAST_FN void whole(int lane, const T (&parameters)[3], T x, T scale, T (&gradients)[3]) {
+    const Dispersed<T> d = observe(parameters[0], parameters[1], x);
+    T nll = d.zero_nll(), by_m = d.zero_slope(), by_theta = d.deviance;
+    if (x != T(0)) nll = d.nll(x, by_m, by_theta);
+    this->total[lane] += nll;
+    spread(d, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[2]);
   }
 };
 

@@ -14,10 +14,9 @@ namespace vae_fast {
 // 1 + e = 2^k (1 + f) for 0 <= e, 0 <= f < 1: returns f, and adds k ln 2 to `sum`
 VAE_FAST_FN float below_two(float e, float& sum) {
   const float u = 1.f + e;
-  const uint32_t exponent = bits<uint32_t>(u) & 0x7f800000u;
-  const float k = static_cast<float>(static_cast<int32_t>(exponent >> 23) - 127);
-  sum += k * 0.693147181f;
-  return k == 0.f ? e : u * bits<float>((254u << 23) - exponent) - 1.f;
+  const uint32_t power = (bits<uint32_t>(u) & 0x7f800000u) - 0x3f800000u;
+  sum += detail::exponent_of(power) * 0.693147181f;
+  return power == 0u ? e : u * bits<float>(0x3f800000u - power) - 1.f;
 }
 VAE_FAST_FN double below_two(double e, double& sum) {
   sum += log1p(e);
@@ -57,26 +56,45 @@ struct ZeroInflatedNegativeBinomial : NegativeBinomial<T, LANES> {
       : NegativeBinomial<T, LANES>(options, library), q{} {}
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
-    const Dispersed<T> d = this->observe(parameters[0], parameters[1], seen_by_step(x));
+    const Dispersed<T> d = this->observe(parameters[0], parameters[1], T(0));  // others are for `rest`
     const InflatedZero<T> zero(parameters[2], d.zero_nll());
     T sum = zero.nll;
     const T e = choose(x == T(0), below_two(zero.e, sum), T(0));
     this->total[lane] += choose(x == T(0), sum, T(0));
     q[lane] += q[lane] * e + e;
-    const T factor = x == T(0) ? scale : T(0), kept = factor * zero.not_dropped, by_m = kept * d.zero_slope();
-    gradients[0] = this->by_mu(d, by_m), gradients[1] = this->by_theta(d, kept * d.deviance);
-    gradients[2] = factor * zero.by_logit, gradients[3] = by_m * d.mu;
+    const T factor = x == T(0) ? scale : T(0), kept = factor * zero.not_dropped;
+    this->spread(d, kept * d.zero_slope(), kept * d.deviance, gradients[0], gradients[1], gradients[3]);
+    gradients[2] = factor * zero.by_logit;
   }
-  // softplus(l) = max(l, 0) + log1p(e^-|l|) with NB's
   VAE_FAST_FN void rest(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
-    const T l = parameters[2], inner[3] = {parameters[0], parameters[1], parameters[3]};
-    T by_inner[3] = {};
-    NegativeBinomial<T, LANES>::rest(lane, inner, x, scale, by_inner);
+    const Dispersed<T> d = this->observe(parameters[0], parameters[1], x);
+    T by_m, by_theta, added[4];
+    add_other(lane, parameters[2], d.nll(x, by_m, by_theta), scale, added[2]);
+    this->spread(d, scale * by_m, scale * by_theta, added[0], added[1], added[3]);
+    for (int k = 0; k < 4; ++k) gradients[k] += added[k];
+  }
+  VAE_FAST_FN void whole(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
+    const Dispersed<T> d = this->observe(parameters[0], parameters[1], x);
+    T by_m, by_theta;
+    if (x == T(0)) {
+      const InflatedZero<T> zero(parameters[2], d.zero_nll());
+      T sum = zero.nll;
+      const T e = below_two(zero.e, sum);
+      this->total[lane] += sum;
+      q[lane] += q[lane] * e + e;
+      by_m = zero.not_dropped * d.zero_slope(), by_theta = zero.not_dropped * d.deviance;
+      gradients[2] = scale * zero.by_logit;
+    } else {
+      add_other(lane, parameters[2], d.nll(x, by_m, by_theta), scale, gradients[2]);
+    }
+    this->spread(d, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[3]);
+  }
+  // NB's nll with softplus(l) = max(l, 0) + log1p(e^-|l|)
+  VAE_FAST_FN void add_other(int lane, T l, T nll, T scale, T& by_logit) {
     const T e = exp_nonpositive(-magnitude(l));
-    this->total[lane] += larger(l, T(0));
+    this->total[lane] += nll + larger(l, T(0));
     q[lane] += q[lane] * e + e;
-    gradients[0] += by_inner[0], gradients[1] += by_inner[1], gradients[3] += by_inner[2];
-    gradients[2] += scale * quotient(l < T(0) ? e : T(1), T(1) + e);
+    by_logit = scale * quotient(l < T(0) ? e : T(1), T(1) + e);
   }
   VAE_FAST_FN void join(int lane, int other) {
     this->total[lane] += this->total[other];

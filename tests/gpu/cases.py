@@ -13,6 +13,7 @@ from operands import LAYOUTS
 from torch import Tensor
 
 from vae_fast import reference
+from vae_fast.likelihoods import LIKELIHOODS
 
 SEED = torch.tensor(2**40 + 7)
 Z = 64
@@ -90,16 +91,17 @@ def nll(
     weight: Tensor | None = None,
     mask: Tensor | None = None,
     wanted: int | None = None,
+    **options: float,
 ) -> Case:
     """wanted: how many of the parameters want a gradient, the first ones; None for all."""
-    elementwise = getattr(reference, name)
+    elementwise, entry = getattr(reference, name), LIKELIHOODS[name]
     count = len(parameters)
     wanted = count if wanted is None else wanted
 
     def expected(*wide: Any) -> list[Tensor]:
         (value, gradients) = differentiated(
             lambda *leaves: reference.nll(
-                elementwise, leaves, wide[count], weight=wide[count + 1], mask=wide[count + 2]
+                elementwise, leaves, wide[count], weight=wide[-2], mask=wide[-1], options=options, counts=entry.counts
             ),
             wide[:count],
         )
@@ -108,7 +110,7 @@ def nll(
     def call(operators: Any, *arguments: Any) -> Any:
         return getattr(operators, f"{name}_nll")(*arguments, (1 << wanted) - 1)
 
-    return Case([*parameters, x, weight, mask], call, expected, [x.size(1)], x.shape)
+    return Case([*parameters, x, *entry.numbers(options), weight, mask], call, expected, [x.size(1)], x.shape)
 
 
 def logits(b: int, d: int, dtype: torch.dtype) -> Tensor:
@@ -138,6 +140,37 @@ def gaussian(
     """shape: of the log-variance."""
     parameters = [torch.randn(b, d).to(dtype), torch.randn(shape(b, d)).to(dtype)]
     return nll("gaussian", parameters, target(b, d, dtype), wanted=wanted)
+
+
+def counts(b: int, d: int, dtype: torch.dtype) -> Tensor:
+    """Three of four are 0."""
+    return torch.poisson(4 * torch.rand(b, d) ** 4).to(dtype)
+
+
+def poisson(b: int, d: int, dtype: torch.dtype, x_dtype: torch.dtype | None = None, **options: float) -> Case:
+    return nll("poisson", [(torch.rand(b, d) + 0.1).to(dtype)], counts(b, d, x_dtype or dtype), **options)
+
+
+def negative_binomial(
+    b: int, d: int, dtype: torch.dtype, x_dtype: torch.dtype | None = None, inflated: bool = False, **options: float
+) -> Case:
+    """One theta a feature, one library a row."""
+    mu, theta, library = 4 * torch.rand(b, d) + 0.05, torch.rand(1, d) + 0.5, torch.rand(b, 1) + 0.5
+    if options:
+        mu, theta = mu.log(), theta.log()
+    dropout = [2 * torch.randn(b, d)] if inflated else []
+    parameters = [t.to(dtype) for t in (mu, theta, *dropout, library)]
+    name = "zero_inflated_negative_binomial" if inflated else "negative_binomial"
+    return nll(name, parameters, counts(b, d, x_dtype or dtype), **options)
+
+
+def negative_binomial_each(b: int, d: int, dtype: torch.dtype, inflated: bool = False) -> Case:
+    """One theta an element, no library."""
+    case = negative_binomial(b, d, dtype, inflated=inflated)
+    mu, _, *dropout = case.arguments[: 2 + inflated]
+    name = "zero_inflated_negative_binomial" if inflated else "negative_binomial"
+    parameters = [mu, (torch.rand(b, d) + 0.5).to(dtype), *dropout, torch.ones(1, 1, dtype=dtype)]
+    return nll(name, parameters, counts(b, d, dtype), wanted=2 + inflated)
 
 
 def elbo(
@@ -274,6 +307,16 @@ KERNELS: dict[str, Callable[[int, int, torch.dtype], Case]] = {
     "gaussian, fixed": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (1, 1), wanted=1),
     "gaussian, one a feature": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (1, d)),
     "gaussian, one a row": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (b, 1)),
+    "poisson": poisson,
+    "poisson, rates": lambda b, d, dtype: poisson(b, d, dtype, log_rate=0.0),
+    "negative_binomial": negative_binomial,
+    "negative_binomial, logarithms": lambda b, d, dtype: negative_binomial(b, d, dtype, log_mu=1.0, log_theta=1.0),
+    "negative_binomial, x int32": lambda b, d, dtype: negative_binomial(b, d, dtype, torch.int32),
+    "negative_binomial, x uint16": lambda b, d, dtype: negative_binomial(b, d, dtype, torch.uint16),
+    "negative_binomial, x bytes": lambda b, d, dtype: negative_binomial(b, d, dtype, torch.uint8),
+    "negative_binomial, each": lambda b, d, dtype: negative_binomial_each(b, d, dtype),
+    "zero_inflated_negative_binomial": lambda b, d, dtype: negative_binomial(b, d, dtype, inflated=True),
+    "zero_inflated_negative_binomial, each": lambda b, d, dtype: negative_binomial_each(b, d, dtype, inflated=True),
     "elbo": elbo_case,
     "elbo, given prior": lambda b, d, dtype: elbo_case(b, d, dtype, prior=True),
     "elbo of each row": lambda b, d, dtype: elbo_case(b, d, dtype, reduce=False),
@@ -293,6 +336,9 @@ ALIGNED = {
     "gaussian": (64, 1536),
     "gaussian, fixed": (64, 1536),
     "gaussian, one a row": (64, 1536),
+    "poisson": (64, 1536),
+    "negative_binomial, each": (64, 1536),
+    "zero_inflated_negative_binomial, each": (64, 1536),
     "elbo of each row": (64, 1536),
     "gaussian_kl": (8192, 64),
     "monte_carlo_kl": (8192, 64),
