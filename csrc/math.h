@@ -231,4 +231,19 @@ VAE_FAST_FN float sin_pi(float v) {
 }
 VAE_FAST_FN double sin_pi(double v) { return std::sin(3.14159265358979323846 * v); }
 
+// (1 - e^-a) / a for 0 <= a <= 1/2: what 1 - e^-a would lose there, and 1 at a = 0
+VAE_FAST_FN float decay_ratio(float a) {
+  constexpr float kCoefficients[] = {9.999999314e-1f, -4.9999304e-1f, 1.665534911e-1f, -4.101820781e-2f,
+                                     6.787855701e-3f};
+  return polynomial(a, kCoefficients);
+}
+VAE_FAST_FN double decay_ratio(double a) { return a > 0. ? -std::expm1(-a) / a : 1. - 0.5 * a; }
+
+// The nearest integer, of two the even one, for |v| < 2^22
+VAE_FAST_FN float nearest(float v) {
+  constexpr float kRound = 12582912.f;
+  return (v + kRound) - kRound;
+}
+VAE_FAST_FN double nearest(double v) { return std::nearbyint(v); }
+
 }  // namespace vae_fast

@@ -179,3 +179,18 @@ def expm1_minus(v, exp_v):
     p = p * v + 0.1666669548
     p = p * v + 0.5
     return tl.where(tl.abs(v) < 1.0, p * (v * v), (exp_v - 1.0) - v)
+
+
+@triton.jit
+def decay_ratio(a):
+    """(1 - e^-a) / a for 0 <= a <= 1/2: what 1 - e^-a would lose there, and 1 at a = 0"""
+    p = 6.787855701e-3 * a - 4.101820781e-2
+    p = p * a + 1.665534911e-1
+    p = p * a - 4.9999304e-1
+    return p * a + 9.999999314e-1
+
+
+@triton.jit
+def nearest(v):
+    """The nearest integer, of two the even one, for |v| < 2^22"""
+    return (v + 12582912.0) - 12582912.0

@@ -49,6 +49,8 @@ EACH(log_, vae_fast::log(v))
 EACH(log1p_, vae_fast::log1p(v))
 EACH(expm1_minus_, vae_fast::expm1_minus(v, vae_fast::exp(v)))
 EACH(sin_pi_, vae_fast::sin_pi(v))
+EACH(decay_ratio_, vae_fast::decay_ratio(v))
+EACH(nearest_, vae_fast::nearest(v))
 }
 """
 
@@ -96,6 +98,8 @@ FUNCTIONS = {  # name: (exact, from, to, error in units of the last place)
     "log1p_": (mpmath.log1p, -0.99, 5, 2),
     "expm1_minus_": (lambda v: mpmath.expm1(v) - v, -3, 3, 5),
     "sin_pi_": (lambda v: mpmath.sin(mpmath.pi * v), -0.5, 0.5, 4),
+    "decay_ratio_": (lambda v: -mpmath.expm1(-v) / v if v else mpmath.mpf(1), 0, 0.5, 2.5),
+    "nearest_": (mpmath.nint, -1000, 1000, 0),
 }
 
 
@@ -119,7 +123,7 @@ def test_element_functions(elements, name):
         assert abs(mpmath.mpf(float(got)) - true) <= allowed * float(ulp), f"{name}({v}) = {got}, true {true}"
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "sin_pi_"])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("sin_pi_", "decay_ratio_")])
 def test_nan_and_infinity(elements, name):
     _, (nan, high, low) = evaluate(elements, name, [numpy.nan, numpy.inf, -numpy.inf])
     assert numpy.isnan(nan)

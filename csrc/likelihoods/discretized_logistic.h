@@ -1,0 +1,79 @@
+// Discretised logistic: the probability that a logistic variable of mean m and scale e^s falls into x's bin. The levels
+// lie evenly on [-1, 1], 2 w apart, w = 1 / (levels - 1); the outer bins reach to infinity.
+//
+// A bin's edges lie at n = t - h and f = t + h from the mean, in units of the scale: h = w e^-s, t = |c - m| e^-s, c the
+// bin's centre. P = sigmoid(-n) - sigmoid(-f), and with E = e^-|n|, F = e^-f, V = e^-2h, T = e^-2t, S = sigmoid:
+//   -log P  = max(n, 0) + log((1 + E) (1 + F) / (1 - V))
+//   d/dm    = -+ e^-s (1 - T) S(n) S(f), up where m > c
+//   d/ds    = -n S(n) + f S(-f) + 2h / (e^2h - 1)
+// Nothing cancels: V and T are EF and e^(-2 min(t, h)), and 1 - V, 1 - T are series where they would. For an outer bin
+// n is its one edge's distance, t's sign is the side's, and the factors of F, V and T fall away.
+#pragma once
+
+#include "../accumulator.h"
+
+namespace vae_fast {
+
+// From the options (levels, x_low, x_high), the ends of x
+template <class T>
+struct Levels {
+  T steps, width, log_half_steps, factor, offset;  // steps: levels - 1; x's place is nearest(factor x + offset)
+
+  VAE_FAST_FN explicit Levels(const T* options)
+      : steps(options[0] - T(1)),
+        width(T(1) / steps),
+        log_half_steps(log(T(0.5) * steps)),
+        factor(steps / (options[2] - options[1])),
+        offset(-options[1] * factor) {}
+
+  // Of the level nearest to x: its centre in units of w, an integer from -steps to steps
+  VAE_FAST_FN T centre(T x) const {
+    const T level = nearest(factor * x + offset);
+    const T low = level < T(0) ? T(0) : level;
+    return T(2) * (low > steps ? steps : low) - steps;
+  }
+};
+
+// -log P = linear + log1p(q), both >= 0 (so P = e^-linear / (1 + q)), and its derivatives
+template <class T>
+struct LogisticBin {
+  T linear, q, by_mean, by_log_scale;
+};
+
+template <class T>
+VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T mean, T log_scale) {
+  const T inverse = exp_finite(-(log_scale < T(-69) ? T(-69) : log_scale));  // e^69: products with it stay finite
+  const T h = inverse * levels.width;
+  const T difference = centre - mean * levels.steps;
+  const bool outer = magnitude(centre) >= levels.steps;
+  const T side = outer ? centre : difference;
+  const T place = side < T(0) ? -difference : difference;  // t / h
+  const T n = (place - T(1)) * h, f = (place + T(1)) * h;
+
+  const T near = magnitude(difference) < T(1) ? magnitude(difference) : T(1);
+  const T e = exp_nonpositive(-magnitude(n)), g = exp_nonpositive(T(-2) * h * near);
+  const T far = outer ? T(0) : e * g;
+  const bool beyond = n >= T(0);
+  const T v = outer ? T(0) : beyond ? g : e * far;
+  const T t = beyond ? e * far : g;
+
+  const bool narrow = !outer && h < T(0.25);
+  const T small = T(2) * place * h;
+  const T below_v = narrow ? decay_ratio(T(2) * h) : T(1) - v;  // (1 - V) / 2h, where 2h is small
+  const T below_t = small < T(0.5) ? small * decay_ratio(small) : T(1) - t;
+  const T one_e = T(1) + e, one_far = T(1) + far, both = one_e * one_far;
+  const T inverse_all = quotient(T(1), both * below_v);
+  const T inverse_v = both * inverse_all;
+  const T s_n = (beyond ? T(1) : e) * (one_far * below_v) * inverse_all;
+  const T s_f = (one_e * below_v) * inverse_all;
+
+  LogisticBin<T> bin;
+  bin.linear = (beyond ? n : T(0)) + (narrow ? log_scale + levels.log_half_steps : T(0));
+  bin.q = (e + far + e * far + (narrow ? T(1) - below_v : v)) * inverse_v;
+  const T slope = inverse * s_n * (outer ? T(1) : below_t * s_f);
+  bin.by_mean = side < T(0) ? slope : -slope;
+  bin.by_log_scale = f * (far * s_f) - n * s_n + (narrow ? v : T(2) * h * v) * inverse_v;
+  return bin;
+}
+
+}  // namespace vae_fast
