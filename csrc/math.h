@@ -18,7 +18,7 @@
 
 namespace vae_fast {
 
-constexpr double kLogTwoPi = 1.8378770664093454836;
+constexpr double kLogTwoPi = 1.8378770664093454836, kLogTwo = 0.69314718055994530942;
 constexpr float kLargestExponent = 88.7228317f;  // e^it is the largest float
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -245,5 +245,44 @@ VAE_FAST_FN float nearest(float v) {
   return (v + kRound) - kRound;
 }
 VAE_FAST_FN double nearest(double v) { return std::nearbyint(v); }
+
+// log((1 - e^-a) / a) for a >= 0, given e^-a: by its series where a < 1
+VAE_FAST_FN float log_decay_ratio(float a, float exp_minus_a) {
+  constexpr float kCoefficients[] = {4.166665583e-2f, -3.471350022e-4f, 5.33532848e-6f};
+  const float near = a * (a * polynomial(a * a, kCoefficients) - 0.5f);
+  const float rest = 1.f - exp_minus_a, ratio = rest * rest * quotient(1.f, a * rest);
+#if defined(__CUDA_ARCH__)  // ratio is not near 1 then
+  return a < 1.f ? near : gpu::lg2(ratio) * gpu::kLn2;
+#else
+  return a < 1.f ? near : log(ratio);
+#endif
+}
+VAE_FAST_FN double log_decay_ratio(double a, double) {
+  constexpr double kCoefficients[] = {
+      1. / 24, -1. / 2880, 1. / 181440, -1. / 9676800, 1. / 479001600, -691. / 15692092416000., 1. / 1046139494400.};
+  const double near = a * (a * polynomial(a * a, kCoefficients) - 0.5);
+  return a < 0.5 ? near : std::log(-std::expm1(-a) / a);
+}
+
+// 1/a - 1 / (e^a - 1) for a >= 0, given e^-a: by its series where a < 1; from 1/2 at a = 0 down to 0
+VAE_FAST_FN float decay_mean(float a, float exp_minus_a) {
+  constexpr float kCoefficients[] = {8.333324755e-2f, -1.388197354e-3f, 3.166888848e-5f};
+  const float near = 0.5f - a * polynomial(a * a, kCoefficients);
+  const float rest = 1.f - exp_minus_a, both = quotient(1.f, a * rest);
+  return a < 1.f ? near : rest * both - exp_minus_a * (a * both);
+}
+VAE_FAST_FN double decay_mean(double a, double) {
+  constexpr double kCoefficients[] = {
+      1. / 12, -1. / 720, 1. / 30240, -1. / 1209600, 1. / 47900160, -691. / 1307674368000., 1. / 74724249600.};
+  const double near = 0.5 - a * polynomial(a * a, kCoefficients);
+  return a < 0.5 ? near : 1. / a - 1. / std::expm1(a);
+}
+
+// v sign(of): 0 where `of` is 0, NaN where it is NaN
+VAE_FAST_FN float times_sign(float v, float of) {
+  const float product = bits<float>(bits<uint32_t>(v) ^ (bits<uint32_t>(of) & 0x80000000u));
+  return magnitude(of) > 0.f ? product : of;
+}
+VAE_FAST_FN double times_sign(double v, double of) { return of > 0. ? v : of < 0. ? -v : of; }
 
 }  // namespace vae_fast

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from operands import FLOATING, target
+from operands import FLOATING, levels, target
 from torch import Tensor
 
 from vae_fast.likelihoods import LIKELIHOODS
@@ -72,7 +72,9 @@ class Draw:
             return [self.parameter(*shape) for shape in shapes]
         return [self.placed(torch.rand(shape).clamp(0.05, 0.95).to(self.floating())) for shape in shapes]
 
-    def observations(self, rows: int, columns: int) -> Tensor:
+    def observations(self, likelihood: str, rows: int, columns: int) -> Tensor:
+        if likelihood == "discretized_logistic":
+            return self.placed(levels((rows, columns), self.chance.choice([*FLOATING, torch.uint8, torch.int64])))
         return self.placed(target((rows, columns), self.chance.choice([*FLOATING, torch.uint8, torch.bool])))
 
     def mask(self, rows: int, columns: int) -> Tensor | None:
@@ -98,12 +100,18 @@ class Draw:
         return torch.tensor(self.chance.choice((0, -1, 2**40 + 7)))
 
 
+def _observations(draw: Draw, likelihood: str, rows: int, columns: int) -> list[Any]:
+    """x and the options."""
+    entry, x = LIKELIHOODS[likelihood], draw.observations(likelihood, rows, columns)
+    return [x, *entry.numbers(entry.options_for({}, x))]
+
+
 def nll(draw: Draw, likelihood: str) -> list[Any]:
     size = draw.size(COLUMNS)
     parameters = draw.parameters(likelihood, *size)
     return [
         *parameters,
-        draw.observations(*size),
+        *_observations(draw, likelihood, *size),
         draw.weight(size[0]),
         draw.mask(*size),
         draw.asked(len(parameters)),
@@ -112,10 +120,12 @@ def nll(draw: Draw, likelihood: str) -> list[Any]:
 
 def elbo(draw: Draw, likelihood: str) -> list[Any]:
     *operands, weight, mask, _ = nll(draw, likelihood)
-    latent = draw.posterior(operands[-1].shape[0], draw.chance.choice(LATENTS), draw.maybe())
+    x = operands[len(LIKELIHOODS[likelihood].parameters)]
+    latent = draw.posterior(x.shape[0], draw.chance.choice(LATENTS), draw.maybe())
     factor = torch.rand(()).to(draw.floating()) if draw.maybe() else None
+    asked = len(LIKELIHOODS[likelihood].parameters) + 4
     beta, scale = draw.chance.choice((0.0, 0.7)), draw.chance.choice((1.0, 0.25))
-    return [*operands, *latent, weight, mask, factor, beta, scale, draw.maybe(), draw.asked(len(operands) + 3)]
+    return [*operands, *latent, weight, mask, factor, beta, scale, draw.maybe(), draw.asked(asked)]
 
 
 def sample_kl_backward(draw: Draw) -> list[Any]:

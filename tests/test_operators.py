@@ -30,14 +30,15 @@ def samples(dtype=torch.float32):
     """(operator, arguments) for every operator."""
     ops, x, weight, mask = torch.ops.vae_fast, torch.rand(B, D), torch.rand(B), torch.rand(B, D) > 0.5
     beta = torch.tensor(0.5)
-    for name in LIKELIHOODS:
-        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), x, None, None, 0)
-        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), x, weight, mask, 0)
+    for name, entry in LIKELIHOODS.items():
+        observed = (x, *entry.numbers({}))
+        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), *observed, None, None, 0)
+        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), *observed, weight, mask, 0)
         for prior, reduce in (("none", True), ("given", False)):
             q = posterior(dtype, prior)
             yield (
                 getattr(ops, f"elbo_{name}"),
-                (*parameters(name, dtype), x, *q, weight, mask, beta, 0.7, 0.25, reduce, 0),
+                (*parameters(name, dtype), *observed, *q, weight, mask, beta, 0.7, 0.25, reduce, 0),
             )
     shared = leaf(torch.randn(1, D, dtype=dtype))
     yield ops.gaussian_nll, (leaf(torch.randn(B, D, dtype=dtype)), shared, x, None, None, 0)

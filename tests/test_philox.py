@@ -51,6 +51,9 @@ EACH(expm1_minus_, vae_fast::expm1_minus(v, vae_fast::exp(v)))
 EACH(sin_pi_, vae_fast::sin_pi(v))
 EACH(decay_ratio_, vae_fast::decay_ratio(v))
 EACH(nearest_, vae_fast::nearest(v))
+EACH(log_decay_ratio_, vae_fast::log_decay_ratio(v, vae_fast::exp_nonpositive(-v)))
+EACH(decay_mean_, vae_fast::decay_mean(v, vae_fast::exp_nonpositive(-v)))
+EACH(times_sign_, vae_fast::times_sign(-2.f, v))
 }
 """
 
@@ -100,6 +103,9 @@ FUNCTIONS = {  # name: (exact, from, to, error in units of the last place)
     "sin_pi_": (lambda v: mpmath.sin(mpmath.pi * v), -0.5, 0.5, 4),
     "decay_ratio_": (lambda v: -mpmath.expm1(-v) / v if v else mpmath.mpf(1), 0, 0.5, 2.5),
     "nearest_": (mpmath.nint, -1000, 1000, 0),
+    "log_decay_ratio_": (lambda v: mpmath.log(-mpmath.expm1(-v) / v) if v else mpmath.mpf(0), 0, 20, 4),
+    "decay_mean_": (lambda v: 1 / v - 1 / mpmath.expm1(v) if v else mpmath.mpf(0.5), 0, 20, 4),
+    "times_sign_": (lambda v: -2 * mpmath.sign(v), -3, 3, 0),
 }
 
 
@@ -129,7 +135,7 @@ def test_nan_and_infinity(elements, name):
     assert numpy.isnan(nan)
     if name == "exp_finite_":
         assert high == pytest.approx(numpy.finfo(numpy.float32).max, rel=1e-5)
-    elif name not in ("exp_nonpositive_", "expm1_minus_"):
+    elif name in ("exp_", "log_", "log1p_"):
         assert high == numpy.inf
     if name.startswith("exp_"):
         assert 0 <= low < 1e-37

@@ -4,26 +4,29 @@ Shapes: B is the first dimension of every tensor, the rest are features. All val
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vae_fast import checks, reference
-from vae_fast.likelihoods import LIKELIHOODS, Likelihood
+from vae_fast.likelihoods import LIKELIHOODS, Likelihood, Options
 from vae_fast.ops import latent as _latent
 from vae_fast.ops import onepass as _onepass
 from vae_fast.ops.backend import use_reference
 from vae_fast.ops.likelihoods import ELBO, NLL
 
 Prior = reference.Prior
-_NONE: Mapping[str, float] = {}
+_NONE: Options = {}
 
 __all__ = [
     "bernoulli_nll",
+    "continuous_bernoulli_nll",
+    "discretized_logistic_nll",
     "gaussian_kl",
     "gaussian_nll",
+    "laplace_nll",
     "log_evidence",
     "monte_carlo_kl",
     "reparameterize",
@@ -149,6 +152,89 @@ def gaussian_nll(
     return nll(entry, ("gaussian_nll", *entry.parameters), (mean, logvar), x, weight, mask)
 
 
+def laplace_nll(
+    mean: Tensor,
+    x: Tensor,
+    *,
+    log_scale: float | Tensor = 0.0,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-log p(x|z) of independent Laplace variables, summed over features.
+
+    |x - mean| e^-log_scale + log_scale + log 2 for each; the gradient at x = mean is 0.
+
+    Arguments:
+        mean: [B, ...].
+        x: [B, ...] of the same shape; floating point, bool, or uint8 (an intensity, read as x/255).
+        log_scale: a number; or a tensor that broadcasts to mean: one learned number, one a feature, one an observation.
+        weight, mask: as for `bernoulli_nll`.
+
+    Returns [B] in nats, float32 (float64 for float64 means).
+    """
+    entry = LIKELIHOODS["laplace"]
+    return nll(entry, ("laplace_nll", *entry.parameters), (mean, log_scale), x, weight, mask)
+
+
+def continuous_bernoulli_nll(
+    logits: Tensor, x: Tensor, *, weight: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """-log p(x|z) of independent continuous Bernoulli variables, summed over features; negative where densities are
+    above 1 (Loaiza-Ganem & Cunningham 2019).
+
+    |l| d + log((1 - e^-|l|) / |l|) for a logit l, d = 1 - x where l >= 0, x elsewhere: Bernoulli's cross-entropy less
+    log(l / tanh(l/2)), the logarithm of what normalises it on [0, 1].
+
+    Arguments:
+        logits: [B, ...].
+        x: [B, ...] of the same shape: in [0, 1], bool, or uint8 (an intensity, read as x/255).
+        weight, mask: as for `bernoulli_nll`.
+
+    Returns [B] in nats, float32 (float64 for float64 logits).
+    """
+    entry = LIKELIHOODS["continuous_bernoulli"]
+    return nll(entry, ("continuous_bernoulli_nll", *entry.parameters), (logits,), x, weight, mask)
+
+
+def discretized_logistic_nll(
+    mean: Tensor,
+    log_scale: float | Tensor,
+    x: Tensor,
+    *,
+    levels: int = 256,
+    x_range: tuple[float, float] = (-1.0, 1.0),
+    compat: str | None = None,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-log p(x|z) of independent logistic variables rounded to `levels` levels, summed over features.
+
+    -log [sigmoid(b) - sigmoid(a)] for each, a, b = (c -+ 1 / (levels - 1) - mean) e^-log_scale, c the centre of x's
+    level; the outer bins reach to infinity (Salimans et al. 2017, PixelCNN++). The probabilities add up to 1 at any
+    scale.
+
+    Arguments:
+        mean: [B, ...] in units in which the levels lie evenly on [-1, 1], whatever x's are.
+        log_scale: in the same units; a number, or a tensor that broadcasts to mean.
+        x: [B, ...] of mean's shape: uint8, int32, int64 or uint16, numbers of levels from 0 to levels - 1; or floating
+            point, taken to the nearest level.
+        levels: at least 2.
+        x_range: lowest and highest level of x as floating point; integers don't need it.
+        compat: for models that were trained so. "pixelcnn++": the difference of sigmoids, where it is below 1e-5 the
+            density in the bin's middle, log-scales from -7 up; "nvae": the same from -8 up, and each of the two highest
+            levels open above. Plain PyTorch, not fused. None is exact.
+        weight, mask: as for `bernoulli_nll`.
+
+    Returns [B] in nats, float32 (float64 for float64 means).
+    """
+    entry = LIKELIHOODS["discretized_logistic"]
+    options: Options = {"levels": levels, "x_low": x_range[0], "x_high": x_range[1]}
+    if compat is not None:
+        options = {**options, "compat": compat}
+    names = ("discretized_logistic_nll", *entry.parameters)
+    return nll(entry, names, (mean, log_scale), x, weight, mask, options)
+
+
 def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
     """The importance-weighted bound log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q(z|x) (Burda et al. 2016).
 
@@ -185,11 +271,12 @@ def nll(
     x: Tensor,
     weight: Tensor | None,
     mask: Tensor | None,
-    options: Mapping[str, float] = _NONE,
+    options: Options = _NONE,
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
     tensors, target, weight, mask = _observations(entry, names, parameters, x, weight, mask)
-    if use_reference(*tensors):
+    options = entry.options_for(options, target)
+    if use_reference(*tensors) or entry.without_kernel(options):
         return reference.nll(
             entry.elementwise, tensors, target, weight=weight, mask=mask, options=options, counts=entry.counts
         )
@@ -204,16 +291,17 @@ def elbo(
     mu: Tensor,
     logvar: Tensor,
     objective: Objective,
-    options: Mapping[str, float] = _NONE,
+    options: Options = _NONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, nll [B], kl [B]) in one pass."""
     owner, name = names[:2]
     _check_posterior(owner, mu, logvar)
     tensors, target, weight, mask = _observations(entry, names, parameters, x, objective.weight, objective.mask)
     same_batch(owner, name, target, mu)
+    options = entry.options_for(options, target)
     rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, objective.prior, mu)
     beta, scale, reduce = objective.beta, objective.scale, objective.reduce
-    if use_reference(*tensors, *rows, *(prior or ())):
+    if use_reference(*tensors, *rows, *(prior or ())) or entry.without_kernel(options):
         return reference.elbo(
             entry.elementwise,
             tensors,

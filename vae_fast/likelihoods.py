@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vae_fast import reference
 
+Options = Mapping[str, float | str]
+
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -22,6 +24,8 @@ class Likelihood:
     sample: (*parameters, generator, **options) -> a draw of x.
     support: (lowest, highest) value of x that has a likelihood.
     counts: x is a count, and bytes are the numbers that they are; else they are intensities, x/255.
+    by_reference: options that no kernel has, by name: the reference computes what is asked for with one of them.
+    of_x: (options, x) -> all options, checked, as they are for such an x; None leaves them.
     per_row: the last parameter is one number a row, or one for all.
     public: whether losses and models know it by its name.
     """
@@ -33,12 +37,26 @@ class Likelihood:
     mean: Callable[..., Tensor]
     sample: Callable[..., Tensor]
     support: tuple[float, float]
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     counts: bool = False
+    by_reference: tuple[str, ...] = ()
+    of_x: Callable[[Options, Tensor], Options] | None = None
     per_row: bool = False
     public: bool = True
 
-    def numbers(self, chosen: Mapping[str, float]) -> tuple[float, ...]:
+    def options_for(self, chosen: Options, x: Tensor) -> Options:
+        """What was chosen, as it is for such an x. Raises ValueError for what isn't possible."""
+        return self.of_x(chosen, x) if self.of_x else chosen
+
+    def without_kernel(self, chosen: Options) -> bool:
+        """Whether only the reference can compute it."""
+        return any(name in chosen for name in self.by_reference)
+
+    def bounds(self, chosen: Options) -> tuple[float, float]:
+        """The support, which options may shift."""
+        return (float(chosen["x_low"]), float(chosen["x_high"])) if "x_low" in chosen else self.support
+
+    def numbers(self, chosen: Options) -> tuple[float, ...]:
         """The options' values in the operators' order."""
         return tuple(float(chosen.get(name, value)) for name, value in self.options.items())
 
@@ -54,6 +72,30 @@ def _bernoulli_sample(logits: Tensor, generator: torch.Generator | None = None) 
 def _gaussian_sample(mean: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
     noise = torch.empty_like(mean).normal_(generator=generator)
     return mean + torch.exp(logvar / 2) * noise
+
+
+def _laplace_sample(mean: Tensor, log_scale: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    a, b = (torch.empty_like(mean).exponential_(generator=generator) for _ in range(2))
+    return mean + torch.exp(log_scale) * (a - b)
+
+
+def _levels_for(options: Options, x: Tensor) -> Options:
+    """Integers are levels; compat=None is as none."""
+    chosen = {"levels": 256.0, "x_low": -1.0, "x_high": 1.0, **options}
+    levels, compat = float(chosen["levels"]), chosen.pop("compat", None)
+    if not (levels >= 2 and levels == round(levels)):
+        raise ValueError(f"discretized_logistic: levels must be an integer, at least 2, got {levels:g}")
+    if not x.is_floating_point():
+        chosen |= {"x_low": 0.0, "x_high": levels - 1}
+    if not float(chosen["x_low"]) < float(chosen["x_high"]):
+        raise ValueError(f"discretized_logistic: x_low must be below x_high, got {chosen['x_low']}, {chosen['x_high']}")
+    if compat is None:
+        return chosen
+    if compat not in reference.COMPATIBLE:
+        raise ValueError(
+            f"discretized_logistic: compat must be one of {', '.join(reference.COMPATIBLE)}, got {compat!r}"
+        )
+    return {**chosen, "compat": compat}
 
 
 LIKELIHOODS = {
@@ -79,11 +121,42 @@ LIKELIHOODS = {
             _gaussian_sample,
             (-torch.inf, torch.inf),
         ),
+        Likelihood(
+            "laplace",
+            ("mean", "log_scale"),
+            (0.0,),
+            reference.laplace,
+            _first,
+            _laplace_sample,
+            (-torch.inf, torch.inf),
+        ),
+        Likelihood(
+            "continuous_bernoulli",
+            ("logits",),
+            (),
+            reference.continuous_bernoulli,
+            reference.continuous_bernoulli_mean,
+            reference.continuous_bernoulli_sample,
+            (0.0, 1.0),
+        ),
+        Likelihood(
+            "discretized_logistic",
+            ("mean", "log_scale"),
+            (),
+            reference.discretized_logistic,
+            reference.discretized_logistic_mean,
+            reference.discretized_logistic_sample,
+            (-torch.inf, torch.inf),
+            options={"levels": 256.0, "x_low": -1.0, "x_high": 1.0},
+            counts=True,
+            by_reference=("compat",),
+            of_x=_levels_for,
+        ),
     )
 }
 
 
-def find(name: str, owner: str, options: Mapping[str, float] | None = None) -> Likelihood:
+def find(name: str, owner: str, options: Options | None = None) -> Likelihood:
     """The likelihood of that name. Raises ValueError or TypeError, naming `owner`'s argument, for an unknown name or
     option."""
     names = [entry.name for entry in LIKELIHOODS.values() if entry.public]
@@ -91,7 +164,8 @@ def find(name: str, owner: str, options: Mapping[str, float] | None = None) -> L
         raise ValueError(f"{owner}: likelihood must be one of {', '.join(names)}, got {name!r}")
     entry = LIKELIHOODS[name]
     for option in options or {}:
-        if option not in entry.options:
-            known = f"the options {', '.join(entry.options)}" if entry.options else "no options"
+        names = [*entry.options, *entry.by_reference]
+        if option not in names:
+            known = f"the options {', '.join(names)}" if names else "no options"
             raise TypeError(f"{owner}: likelihood {name!r} has {known}, got {option!r}")
     return entry

@@ -63,7 +63,7 @@ class ELBOLoss(nn.Module):
         kl: str = "analytic",
         prior: functional.Prior | None = None,
         validate_args: bool = False,
-        **options: float,
+        **options: float | str,
     ) -> None:
         super().__init__()
         self.entry, self.options = find(likelihood, "ELBOLoss", options), options
@@ -143,7 +143,8 @@ class ELBOLoss(nn.Module):
         else:
             loss, nll, kl = self._monte_carlo(names, parameters, x, mu, logvar, z, objective)
         if self.validate_args:
-            checks.support("ELBOLoss", x, *self.entry.support, weight, mask)
+            low, high = self.entry.bounds(self.entry.options_for(self.options, x))
+            checks.support("ELBOLoss", x, low, high, weight, mask)
         return ELBOTerms(loss, *(t.detach() if t.requires_grad else t for t in (nll, kl)))
 
     def _parameters_of(self, recon: Reconstruction) -> tuple[Tensor | float, ...]:

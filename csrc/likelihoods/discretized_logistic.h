@@ -34,17 +34,16 @@ struct Levels {
   }
 };
 
-// -log P = linear + log1p(q), both >= 0 (so P = e^-linear / (1 + q)), and its derivatives
+// difference: centre - steps m. -log P = linear + log1p(q), both >= 0 (so P = e^-linear / (1 + q)), and its derivatives
 template <class T>
 struct LogisticBin {
   T linear, q, by_mean, by_log_scale;
 };
 
 template <class T>
-VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T mean, T log_scale) {
+VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T difference, T log_scale) {
   const T inverse = exp_finite(-(log_scale < T(-69) ? T(-69) : log_scale));  // e^69: products with it stay finite
   const T h = inverse * levels.width;
-  const T difference = centre - mean * levels.steps;
   const bool outer = magnitude(centre) >= levels.steps;
   const T side = outer ? centre : difference;
   const T place = side < T(0) ? -difference : difference;  // t / h
@@ -57,7 +56,7 @@ VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T mea
   const T v = outer ? T(0) : beyond ? g : e * far;
   const T t = beyond ? e * far : g;
 
-  const bool narrow = !outer && h < T(0.25);
+  const bool narrow = (outer ? T(1) : h) < T(0.25);  // in one comparison: compilers do not vectorise "and"
   const T small = T(2) * place * h;
   const T below_v = narrow ? decay_ratio(T(2) * h) : T(1) - v;  // (1 - V) / 2h, where 2h is small
   const T below_t = small < T(0.5) ? small * decay_ratio(small) : T(1) - t;
@@ -68,12 +67,38 @@ VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T mea
   const T s_f = (one_e * below_v) * inverse_all;
 
   LogisticBin<T> bin;
-  bin.linear = (beyond ? n : T(0)) + (narrow ? log_scale + levels.log_half_steps : T(0));
+  const T known = log_scale + levels.log_half_steps;
+  bin.linear = (beyond ? n : T(0)) + (narrow ? known : T(0));
   bin.q = (e + far + e * far + (narrow ? T(1) - below_v : v)) * inverse_v;
   const T slope = inverse * s_n * (outer ? T(1) : below_t * s_f);
   bin.by_mean = side < T(0) ? slope : -slope;
   bin.by_log_scale = f * (far * s_f) - n * s_n + (narrow ? v : T(2) * h * v) * inverse_v;
   return bin;
 }
+
+// The logarithm is shared as Bernoulli's is: 1 + q is at most 8.1.
+template <class T, int LANES>
+struct DiscretizedLogistic : Defaults {
+  static constexpr int kParameters = 2, kOptions = 3, kJoined = 40;
+  static constexpr bool kHeavy = true, kCounts = true;
+  Levels<T> levels;
+  T linear[LANES] = {}, q[LANES] = {};
+
+  VAE_FAST_FN explicit DiscretizedLogistic(const T* options) : levels(options) {}
+  VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T scale, T (&gradients)[2]) {
+    const T centre = levels.centre(x);
+    const LogisticBin<T> bin = logistic_bin(levels, centre, centre - levels.steps * parameters[0], parameters[1]);
+    linear[lane] += bin.linear;
+    q[lane] = q[lane] * bin.q + (q[lane] + bin.q);
+    gradients[0] = scale * bin.by_mean;
+    gradients[1] = scale * bin.by_log_scale;
+  }
+  VAE_FAST_FN void join(int lane, int other) {
+    linear[lane] += linear[other];
+    q[lane] = q[lane] * q[other] + (q[lane] + q[other]);
+  }
+  VAE_FAST_FN T sum(int lane) const { return linear[lane] + log1p(q[lane]); }
+  VAE_FAST_FN T finish(T total, T) const { return total; }
+};
 
 }  // namespace vae_fast

@@ -4,7 +4,19 @@ Every function reads like its formula and is differentiable, twice too. Tests an
 """
 
 from vae_fast.reference.bernoulli import bernoulli, bernoulli_probs
+from vae_fast.reference.continuous_bernoulli import (
+    continuous_bernoulli,
+    continuous_bernoulli_mean,
+    continuous_bernoulli_sample,
+)
+from vae_fast.reference.discretized_logistic import (
+    COMPATIBLE,
+    discretized_logistic,
+    discretized_logistic_mean,
+    discretized_logistic_sample,
+)
 from vae_fast.reference.gaussian import gaussian
+from vae_fast.reference.laplace import laplace
 from vae_fast.reference.latent import (
     Prior,
     gaussian_kl,
@@ -18,12 +30,20 @@ from vae_fast.reference.objective import elbo, nll, select_rows, weighted
 from vae_fast.reference.philox import normals, philox
 
 __all__ = [
+    "COMPATIBLE",
     "Prior",
     "bernoulli",
     "bernoulli_probs",
+    "continuous_bernoulli",
+    "continuous_bernoulli_mean",
+    "continuous_bernoulli_sample",
+    "discretized_logistic",
+    "discretized_logistic_mean",
+    "discretized_logistic_sample",
     "elbo",
     "gaussian",
     "gaussian_kl",
+    "laplace",
     "log_evidence",
     "monte_carlo_kl",
     "nll",

@@ -8,7 +8,7 @@ from torch import Tensor
 from vae_fast.reference.latent import Prior, gaussian_kl, sum_dtype
 
 Elementwise = Callable[..., Tensor]
-_NONE: Mapping[str, float] = {}
+_NONE: Mapping[str, float | str] = {}
 _SAFE = 0.5  # a parameter in the interior of every likelihood's domain: stands in where a mask hides the true one
 
 
@@ -41,7 +41,7 @@ def nll(
     *,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
-    options: Mapping[str, float] = _NONE,
+    options: Mapping[str, float | str] = _NONE,
     counts: bool = False,
 ) -> Tensor:
     """-log p(x | parameters) summed over features, times weight, [B]. What is masked or of weight 0 is not used.
@@ -76,7 +76,7 @@ def elbo(
     beta: float | Tensor = 1.0,
     scale: float = 1.0,
     reduce: bool = True,
-    options: Mapping[str, float] = _NONE,
+    options: Mapping[str, float | str] = _NONE,
     counts: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, nll [B], kl [B]); loss = scale (nll + beta kl), summed over the batch if reduce. beta = 0 drops the KL."""
