@@ -231,13 +231,12 @@ VAE_FAST_FN float sin_pi(float v) {
 }
 VAE_FAST_FN double sin_pi(double v) { return std::sin(3.14159265358979323846 * v); }
 
-// (1 - e^-a) / a for 0 <= a <= 1/2: what 1 - e^-a would lose there, and 1 at a = 0
-VAE_FAST_FN float decay_ratio(float a) {
-  constexpr float kCoefficients[] = {9.999999314e-1f, -4.9999304e-1f, 1.665534911e-1f, -4.101820781e-2f,
-                                     6.787855701e-3f};
-  return polynomial(a, kCoefficients);
+// 1 - (1 - e^-a) / a for 0 <= a <= 1/2, what the mean of e^-v, v from 0 to a, lacks of 1
+VAE_FAST_FN float decay_deficit(float a) {
+  constexpr float kCoefficients[] = {4.999950082e-1f, -1.665681191e-1f, 4.10579251e-2f, -6.823575794e-3f};
+  return a * polynomial(a, kCoefficients);
 }
-VAE_FAST_FN double decay_ratio(double a) { return a > 0. ? -std::expm1(-a) / a : 1. - 0.5 * a; }
+VAE_FAST_FN double decay_deficit(double a) { return a > 0. ? expm1_minus(-a, 0.) / a : a; }
 
 // The nearest integer, of two the even one, for |v| < 2^22
 VAE_FAST_FN float nearest(float v) {
@@ -278,11 +277,16 @@ VAE_FAST_FN double decay_mean(double a, double) {
   return a < 0.5 ? near : 1. / a - 1. / std::expm1(a);
 }
 
-// v sign(of): 0 where `of` is 0, NaN where it is NaN
-VAE_FAST_FN float times_sign(float v, float of) {
-  const float product = bits<float>(bits<uint32_t>(v) ^ (bits<uint32_t>(of) & 0x80000000u));
-  return magnitude(of) > 0.f ? product : of;
+// v, or -v where `of` is negative
+VAE_FAST_FN float turned(float v, float of) {
+  return bits<float>(bits<uint32_t>(v) ^ (bits<uint32_t>(of) & 0x80000000u));
 }
-VAE_FAST_FN double times_sign(double v, double of) { return of > 0. ? v : of < 0. ? -v : of; }
+VAE_FAST_FN double turned(double v, double of) { return of < 0. ? -v : v; }
+
+// v sign(of): 0 where `of` is 0, NaN where it is NaN
+template <class T>
+VAE_FAST_FN T times_sign(T v, T of) {
+  return magnitude(of) > T(0) ? turned(v, of) : of;
+}
 
 }  // namespace vae_fast

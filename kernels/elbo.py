@@ -200,6 +200,7 @@ def _accumulate(
         bool(reduce),
         tiling.rows,
         num_warps=tiling.warps,
+        registers=operands.registers,
     )
     values = [s.finish() for s in (loss, nll, kl) if s is not None]
     return (*values, *(g.finish() if g else nll.out.new_empty(0) for g in (*gradients, *latent_gradients)))

@@ -182,15 +182,53 @@ def expm1_minus(v, exp_v):
 
 
 @triton.jit
-def decay_ratio(a):
-    """(1 - e^-a) / a for 0 <= a <= 1/2: what 1 - e^-a would lose there, and 1 at a = 0"""
-    p = 6.787855701e-3 * a - 4.101820781e-2
-    p = p * a + 1.665534911e-1
-    p = p * a - 4.9999304e-1
-    return p * a + 9.999999314e-1
+def decay_deficit(a):
+    """1 - (1 - e^-a) / a for 0 <= a <= 1/2, what the mean of e^-v, v from 0 to a, lacks of 1"""
+    p = 4.10579251e-2 - 6.823575794e-3 * a
+    p = p * a - 1.665681191e-1
+    p = p * a + 4.999950082e-1
+    return a * p
 
 
 @triton.jit
 def nearest(v):
     """The nearest integer, of two the even one, for |v| < 2^22"""
     return (v + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def exp_finite(v):
+    """e^v, at most the largest float32; its error grows as 6e-8 |v|"""
+    return ex2(tl.minimum(v * LOG2_E, LARGEST_EXPONENT, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def log_decay_ratio(a, b, exp_minus_b):
+    """log((1 - e^-a) / a) for a >= 0, given b = max(a, 1) and e^-b: by its series where a < 1"""
+    square = a * a
+    p = (5.33532848e-6 * square - 3.471350022e-4) * square + 4.166665583e-2
+    rest = 1.0 - exp_minus_b
+    ratio = rest * rest * rcp(b * rest)  # at most 0.63
+    return tl.where(a < 1.0, a * (a * p - 0.5), lg2(ratio) * LN_2)
+
+
+@triton.jit
+def decay_mean(a, b, exp_minus_b):
+    """1/a - 1 / (e^a - 1) for a >= 0, given b = max(a, 1) and e^-b: by its series where a < 1; from 1/2 at 0 to 0"""
+    square = a * a
+    p = (3.166888848e-5 * square - 1.388197354e-3) * square + 8.333324755e-2
+    rest = 1.0 - exp_minus_b
+    both = rcp(b * rest)
+    return tl.where(a < 1.0, 0.5 - a * p, rest * both - exp_minus_b * (b * both))
+
+
+@triton.jit
+def turned(v, of):
+    """v, or -v where `of` is negative"""
+    return (v.to(tl.int32, bitcast=True) ^ (of.to(tl.int32, bitcast=True) & -0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def times_sign(v, of):
+    """v sign(of): 0 where `of` is 0, NaN where it is NaN"""
+    return tl.where(tl.abs(of) > 0, turned(v, of), of)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vae_fast.kernels.accumulator import Accumulator
 from vae_fast.kernels.fold import add_partials
+from vae_fast.kernels.launch import REGISTERS
 from vae_fast.kernels.tiling import Columns, Tiling
 
 
@@ -59,9 +60,14 @@ class Operands:
 
     @property
     def vector(self) -> int:
-        """Elements of the widest operand in 128 bits."""
+        """Elements of the widest operand in 128 bits, or fewer that a thread takes at once."""
         widest = max(t.element_size() for t in self.parameters)
-        return 16 // (widest if self.x is None else max(widest, self.x.element_size()))
+        vector = 16 // (widest if self.x is None else max(widest, self.x.element_size()))
+        return min(vector, self.accumulator.together or vector)
+
+    @property
+    def registers(self) -> int:
+        return REGISTERS if self.accumulator.together is None else 128
 
     @property
     def functions(self) -> tuple[Any, Any, Any]:
@@ -82,7 +88,7 @@ class Operands:
     def shape(self, columns: Columns, per_split: int) -> tuple[Any, ...]:
         """The constants that rows.py unpacks."""
         steps = (self.accumulator.steps or 0) // self.vector
-        unroll = columns.unroll(per_split, self.width, self.vector)
+        unroll = columns.unroll(per_split, self.width, self.vector, self.accumulator.together)
         return (
             self.kinds(),
             columns.tile,
@@ -93,7 +99,7 @@ class Operands:
             steps // unroll * unroll if per_split > steps else 0,
             255 if self.x is not None and self.x.dtype == torch.uint8 and not self.accumulator.counts else 1,
             self.accumulator.states,
-            self.accumulator.neutral,
+            (*self.accumulator.neutral, self.accumulator.neutral_x),
             self.options,
         )
 

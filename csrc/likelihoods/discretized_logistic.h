@@ -43,36 +43,33 @@ struct LogisticBin {
 template <class T>
 VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T difference, T log_scale) {
   const T inverse = exp_finite(-(log_scale < T(-69) ? T(-69) : log_scale));  // e^69: products with it stay finite
-  const T h = inverse * levels.width;
+  const T h = inverse * levels.width, width = T(2) * h;
   const bool outer = magnitude(centre) >= levels.steps;
   const T side = outer ? centre : difference;
-  const T place = side < T(0) ? -difference : difference;  // t / h
-  const T n = (place - T(1)) * h, f = (place + T(1)) * h;
+  const T place = turned(difference, side);  // t / h
+  const T n = place * h - h, f = place * h + h;
 
   const T near = magnitude(difference) < T(1) ? magnitude(difference) : T(1);
-  const T e = exp_nonpositive(-magnitude(n)), g = exp_nonpositive(T(-2) * h * near);
-  const T far = outer ? T(0) : e * g;
+  const T e = exp_nonpositive(-magnitude(n)), minor = exp_nonpositive(-width * near);
+  const T g = outer ? T(0) : minor, far = e * g, product = e * far;
   const bool beyond = n >= T(0);
-  const T v = outer ? T(0) : beyond ? g : e * far;
-  const T t = beyond ? e * far : g;
+  const T v = beyond ? g : product, t = beyond ? product : g;
 
-  const bool narrow = (outer ? T(1) : h) < T(0.25);  // in one comparison: compilers do not vectorise "and"
-  const T small = T(2) * place * h;
-  const T below_v = narrow ? decay_ratio(T(2) * h) : T(1) - v;  // (1 - V) / 2h, where 2h is small
-  const T below_t = small < T(0.5) ? small * decay_ratio(small) : T(1) - t;
+  const bool narrow = (outer ? T(1) : width) < T(0.5);  // in one comparison: compilers do not vectorise "and"
+  const T lost = narrow ? decay_deficit(width) : v, below_v = T(1) - lost;  // 1 - V, of 2h where that is small
+  const T twice = outer ? T(1) : place * width;
+  const T below_t = twice < T(0.5) ? twice - twice * decay_deficit(twice) : T(1) - t;
   const T one_e = T(1) + e, one_far = T(1) + far, both = one_e * one_far;
   const T inverse_all = quotient(T(1), both * below_v);
-  const T inverse_v = both * inverse_all;
-  const T s_n = (beyond ? T(1) : e) * (one_far * below_v) * inverse_all;
-  const T s_f = (one_e * below_v) * inverse_all;
+  const T inverse_v = both * inverse_all, inverse_both = below_v * inverse_all;
+  const T s_n = (beyond ? T(1) : e) * (one_far * inverse_both), s_f = one_e * inverse_both;
 
   LogisticBin<T> bin;
   const T known = log_scale + levels.log_half_steps;
   bin.linear = (beyond ? n : T(0)) + (narrow ? known : T(0));
-  bin.q = (e + far + e * far + (narrow ? T(1) - below_v : v)) * inverse_v;
-  const T slope = inverse * s_n * (outer ? T(1) : below_t * s_f);
-  bin.by_mean = side < T(0) ? slope : -slope;
-  bin.by_log_scale = f * (far * s_f) - n * s_n + (narrow ? v : T(2) * h * v) * inverse_v;
+  bin.q = (e + far + product + lost) * inverse_v;
+  bin.by_mean = turned(inverse * s_n * (below_t * s_f), -side);
+  bin.by_log_scale = f * (far * s_f) - n * s_n + (narrow ? v : width * v) * inverse_v;
   return bin;
 }
 

@@ -1,10 +1,16 @@
 """Every likelihood: its accumulator, and the one for a last parameter that is one number a row."""
 
 from vae_fast.kernels.likelihoods.bernoulli import BERNOULLI, BERNOULLI_PROBS
+from vae_fast.kernels.likelihoods.continuous_bernoulli import CONTINUOUS_BERNOULLI
+from vae_fast.kernels.likelihoods.discretized_logistic import DISCRETIZED_LOGISTIC
 from vae_fast.kernels.likelihoods.gaussian import GAUSSIAN, GAUSSIAN_SHARED
+from vae_fast.kernels.likelihoods.laplace import LAPLACE, LAPLACE_SHARED
 
 LIKELIHOODS = {
     "bernoulli": (BERNOULLI, BERNOULLI),
     "bernoulli_probs": (BERNOULLI_PROBS, BERNOULLI_PROBS),
     "gaussian": (GAUSSIAN, GAUSSIAN_SHARED),
+    "laplace": (LAPLACE, LAPLACE_SHARED),
+    "continuous_bernoulli": (CONTINUOUS_BERNOULLI, CONTINUOUS_BERNOULLI),
+    "discretized_logistic": (DISCRETIZED_LOGISTIC, DISCRETIZED_LOGISTIC),
 }

@@ -15,7 +15,9 @@ import math
 import triton
 import triton.language as tl
 
-from vae_fast.kernels.fastmath import LOG2_E, decay_ratio, ex2, nearest, rcp
+from vae_fast.kernels.accumulator import Accumulator, as_it_is
+from vae_fast.kernels.fastmath import LOG2_E, decay_deficit, ex2, nearest, rcp, turned
+from vae_fast.kernels.likelihoods.bernoulli import bernoulli_fold
 
 
 @triton.jit
@@ -27,46 +29,69 @@ def level_centre(x, LEVELS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr)
 
 
 @triton.jit
-def logistic_bin(centre, mean, log_scale, LEVELS: tl.constexpr):
-    """-log P as (linear, q), -log P = linear + log1p(q), both >= 0 (so P = e^-linear / (1 + q)), and its derivatives
-    with respect to mean and log_scale."""
+def logistic_bin(centre, difference, log_scale, LEVELS: tl.constexpr):
+    """Of difference = centre - (levels - 1) m: -log P as (linear, q), -log P = linear + log1p(q), both >= 0 (so
+    P = e^-linear / (1 + q)), and its derivatives with respect to mean and log_scale."""
     STEPS: tl.constexpr = LEVELS - 1.0
     HALF: tl.constexpr = 1.0 / STEPS
     exponent = tl.minimum(log_scale * -LOG2_E, 69.0 * LOG2_E, propagate_nan=tl.PropagateNan.ALL)
     inverse = ex2(exponent)  # at most e^69: products with it stay finite
-    h = inverse * HALF
-    difference = tl.fma(mean, -STEPS, centre)
+    h, width = inverse * HALF, inverse * (2.0 * HALF)
     outer = tl.abs(centre) >= STEPS
+    narrow = tl.where(outer, 1.0, width) < 0.5
     side = tl.where(outer, centre, difference)
-    place = tl.where(side < 0, -difference, difference)  # t / h
-    n, f = (place - 1.0) * h, (place + 1.0) * h
+    place = turned(difference, side)  # t / h
+    n, f = tl.fma(place, h, -h), tl.fma(place, h, h)
+
+    linear = tl.maximum(n, 0.0) + tl.where(narrow, log_scale + _log_half(STEPS), 0.0)
 
     e = ex2(tl.abs(n) * -LOG2_E)
-    g = ex2(tl.minimum(tl.abs(difference), 1.0) * h * (-2.0 * LOG2_E))
-    far = tl.where(outer, 0.0, e * g)
+    g = tl.where(outer, 0.0, ex2(tl.minimum(tl.abs(difference), 1.0) * (width * -LOG2_E)))
+    far = e * g
+    product = e * far
     beyond = n >= 0
-    v = tl.where(outer, 0.0, tl.where(beyond, g, e * far))
-    t = tl.where(beyond, e * far, g)
+    v, t = tl.where(beyond, g, product), tl.where(beyond, product, g)
 
-    narrow = (h < 0.25) & (tl.abs(centre) < STEPS)
-    small = 2.0 * place * h
-    below_v = tl.where(narrow, decay_ratio(2.0 * h), 1.0 - v)  # (1 - V) / 2h, where 2h is small
-    below_t = tl.where(small < 0.5, small * decay_ratio(small), 1.0 - t)
+    lost = tl.where(narrow, decay_deficit(width), v)
+    below_v = 1.0 - lost  # 1 - V, of 2h where that is small
+    twice = tl.where(outer, 1.0, place * width)
+    below_t = tl.where(twice < 0.5, twice - twice * decay_deficit(twice), 1.0 - t)
     one_e, one_far = 1.0 + e, 1.0 + far
     both = one_e * one_far
     inverse_all = rcp(both * below_v)
-    inverse_v = both * inverse_all
-    s_n = tl.where(beyond, 1.0, e) * (one_far * below_v) * inverse_all
-    s_f = (one_e * below_v) * inverse_all
+    inverse_v, inverse_both = both * inverse_all, below_v * inverse_all
+    s_n, s_f = tl.where(beyond, 1.0, e) * (one_far * inverse_both), one_e * inverse_both
 
-    linear = tl.where(beyond, n, 0.0) + tl.where(narrow, log_scale + _log_half(STEPS), 0.0)
-    q = (e + far + e * far + tl.where(narrow, 1.0 - below_v, v)) * inverse_v
-    slope = inverse * s_n * tl.where(outer, 1.0, below_t * s_f)
-    by_mean = tl.where(side < 0, slope, -slope)
-    by_log_scale = f * (far * s_f) - n * s_n + tl.where(narrow, v, 2.0 * h * v) * inverse_v
+    q = (e + far + product + lost) * inverse_v
+    by_mean = turned(inverse * s_n * (below_t * s_f), -side)
+    by_log_scale = f * (far * s_f) - n * s_n + tl.where(narrow, v, width * v) * inverse_v
     return linear, q, by_mean, by_log_scale
 
 
 @triton.constexpr_function
 def _log_half(v):
     return math.log(0.5 * v)
+
+
+@triton.jit
+def discretized_logistic(state, parameters, x, factor, ONE: tl.constexpr, OPTIONS: tl.constexpr):
+    """The logarithm is shared as Bernoulli's is: 1 + q is at most 8.1."""
+    linear, q = state
+    mean, log_scale = parameters
+    centre = level_centre(x, OPTIONS[0], OPTIONS[1], OPTIONS[2])
+    difference = tl.fma(mean, 1.0 - OPTIONS[0], centre)
+    line, r, by_mean, by_log_scale = logistic_bin(centre, difference, log_scale, OPTIONS[0])
+    return (linear + line, q * r + (q + r)), (by_mean * factor, by_log_scale * factor)
+
+
+DISCRETIZED_LOGISTIC = Accumulator(
+    discretized_logistic,
+    bernoulli_fold,
+    as_it_is,
+    states=2,
+    neutral=(-1e30, 0.0),
+    steps=40,
+    counts=True,
+    neutral_x=-1e30,
+    together=4,
+)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from operands import LAYOUTS
+from operands import LAYOUTS, levels
 from torch import Tensor
 
 from vae_fast import reference
+from vae_fast.likelihoods import LIKELIHOODS
 
 SEED = torch.tensor(2**40 + 7)
 Z = 64
@@ -92,21 +93,23 @@ def nll(
     wanted: int | None = None,
 ) -> Case:
     """wanted: how many of the parameters want a gradient, the first ones; None for all."""
-    elementwise = getattr(reference, name)
-    count = len(parameters)
+    entry, count = LIKELIHOODS[name], len(parameters)
+    form = entry.options_for({}, x)
     wanted = count if wanted is None else wanted
 
     def expected(*wide: Any) -> list[Tensor]:
         (value, gradients) = differentiated(
             lambda *leaves: reference.nll(
-                elementwise, leaves, wide[count], weight=wide[count + 1], mask=wide[count + 2]
+                entry.elementwise, leaves, wide[count], weight=wide[count + 1], mask=wide[count + 2],
+                options=form, counts=entry.counts,
             ),
             wide[:count],
-        )
+        )  # fmt: skip
         return [value, *gradients[:wanted]]
 
     def call(operators: Any, *arguments: Any) -> Any:
-        return getattr(operators, f"{name}_nll")(*arguments, (1 << wanted) - 1)
+        *observed, weight, mask = arguments
+        return getattr(operators, f"{name}_nll")(*observed, *entry.numbers(form), weight, mask, (1 << wanted) - 1)
 
     return Case([*parameters, x, weight, mask], call, expected, [x.size(1)], x.shape)
 
@@ -140,6 +143,34 @@ def gaussian(
     return nll("gaussian", parameters, target(b, d, dtype), wanted=wanted)
 
 
+def laplace(
+    b: int,
+    d: int,
+    dtype: torch.dtype,
+    shape: Callable[..., tuple[int, int]] = lambda b, d: (b, d),
+    wanted: int | None = None,
+) -> Case:
+    """shape: of the log-scale."""
+    parameters = [torch.randn(b, d).to(dtype), torch.randn(shape(b, d)).to(dtype)]
+    return nll("laplace", parameters, target(b, d, dtype), wanted=wanted)
+
+
+def continuous_bernoulli(b: int, d: int, dtype: torch.dtype, x_dtype: torch.dtype = torch.uint8) -> Case:
+    return nll("continuous_bernoulli", [logits(b, d, dtype)], target(b, d, x_dtype))
+
+
+def discretized_logistic(
+    b: int,
+    d: int,
+    dtype: torch.dtype,
+    x_dtype: torch.dtype = torch.uint8,
+    shape: Callable[..., tuple[int, int]] = lambda b, d: (b, d),
+) -> Case:
+    """shape: of the log-scale."""
+    parameters = [(0.5 * torch.randn(b, d)).to(dtype), (torch.randn(shape(b, d)) - 1.5).to(dtype)]
+    return nll("discretized_logistic", parameters, levels((b, d), x_dtype))
+
+
 def elbo(
     name: str,
     parameters: Sequence[Tensor],
@@ -153,7 +184,8 @@ def elbo(
     reduce: bool = True,
 ) -> Case:
     """latent: mu, logvar, prior_mu, prior_logvar."""
-    elementwise, count, given = getattr(reference, name), len(parameters), latent[2] is not None
+    entry, count, given = LIKELIHOODS[name], len(parameters), latent[2] is not None
+    form = entry.options_for({}, x)
     scale, latents = 0.75, 4 if given else 2
 
     def expected(*wide: Any) -> list[Tensor]:
@@ -162,15 +194,17 @@ def elbo(
         def value(*leaves: Tensor) -> Any:
             mu, logvar, *prior = leaves[count:]
             return reference.elbo(
-                elementwise, leaves[:count], x, mu, logvar, prior or None, weight=weight, mask=mask,
+                entry.elementwise, leaves[:count], x, mu, logvar, prior or None, weight=weight, mask=mask,
                 beta=beta if factor is None else beta * factor, scale=scale, reduce=reduce,
+                options=form, counts=entry.counts,
             )  # fmt: skip
 
         values, gradients = differentiated(value, [*wide[:count], *wide[count + 1 : count + 1 + latents]])
         return [*values, *gradients]
 
     def call(operators: Any, *arguments: Any) -> Any:
-        return getattr(operators, f"elbo_{name}")(*arguments, beta, scale, reduce, (1 << count + latents) - 1)
+        observed = [*arguments[: count + 1], *entry.numbers(form), *arguments[count + 1 :]]
+        return getattr(operators, f"elbo_{name}")(*observed, beta, scale, reduce, (1 << count + latents) - 1)
 
     arguments = [*parameters, x, *latent, weight, mask, beta_factor]
     return Case(arguments, call, expected, [*([] if reduce else [x.size(1)]), x.size(1), latent[0].size(1)], x.shape)
@@ -274,6 +308,15 @@ KERNELS: dict[str, Callable[[int, int, torch.dtype], Case]] = {
     "gaussian, fixed": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (1, 1), wanted=1),
     "gaussian, one a feature": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (1, d)),
     "gaussian, one a row": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (b, 1)),
+    "laplace": laplace,
+    "laplace, fixed": lambda b, d, dtype: laplace(b, d, dtype, lambda b, d: (1, 1), wanted=1),
+    "laplace, one a feature": lambda b, d, dtype: laplace(b, d, dtype, lambda b, d: (1, d)),
+    "laplace, one a row": lambda b, d, dtype: laplace(b, d, dtype, lambda b, d: (b, 1)),
+    "continuous_bernoulli": continuous_bernoulli,
+    "continuous_bernoulli, x as the logits": lambda b, d, dtype: continuous_bernoulli(b, d, dtype, dtype),
+    "discretized_logistic": discretized_logistic,
+    "discretized_logistic, x as the means": lambda b, d, dtype: discretized_logistic(b, d, dtype, dtype),
+    "discretized_logistic, one scale": lambda b, d, dtype: discretized_logistic(b, d, dtype, shape=lambda b, d: (1, 1)),
     "elbo": elbo_case,
     "elbo, given prior": lambda b, d, dtype: elbo_case(b, d, dtype, prior=True),
     "elbo of each row": lambda b, d, dtype: elbo_case(b, d, dtype, reduce=False),
@@ -293,6 +336,9 @@ ALIGNED = {
     "gaussian": (64, 1536),
     "gaussian, fixed": (64, 1536),
     "gaussian, one a row": (64, 1536),
+    "laplace": (64, 1536),
+    "continuous_bernoulli": (64, 1536),
+    "discretized_logistic": (64, 1536),
     "elbo of each row": (64, 1536),
     "gaussian_kl": (8192, 64),
     "monte_carlo_kl": (8192, 64),

@@ -47,6 +47,31 @@ BARS = {
     "Gaussian, log-variance": (
         lambda: elbo.nll("gaussian", image(BF16), image(BF16), image(BF16), None, None, 3), 6, {128}, (17, 17, 14), 1,
     ),
+    "Laplace": (
+        lambda: elbo.nll("laplace", image(BF16), image(BF16), image(BF16), None, None, 3),
+        6, {128}, (17.5, 17.5, 14.5), 1,
+    ),
+    "Laplace, fixed": (
+        lambda: elbo.nll("laplace", image(BF16), image(BF16, 1, 1), image(BF16), None, None, 1),
+        4, {128}, (8.5, 8.5, 7.5), 0,
+    ),
+    # Memory decides on an A100 and an H100. A B200's 5 bytes pay for 22 instructions
+    "continuous Bernoulli, bfloat16 and bytes": (
+        lambda: elbo.nll("continuous_bernoulli", image(BF16), image(U8), None, None, 1),
+        3, {128, 64}, (36, 36, 28.5), 3,
+    ),
+    "continuous Bernoulli, float32": (
+        lambda: elbo.nll("continuous_bernoulli", image(F32), image(F32), None, None, 1), 8, {128}, (32, 32, 29), 3,
+    ),
+    # Instructions decide: 9 bytes pay for 86, 80 and 40; and memory for float32, whose 20 bytes pay for 192, 178 and 88
+    "discretised logistic, bfloat16 and bytes": (
+        lambda: elbo.nll("discretized_logistic", image(BF16), image(BF16), image(U8), 256.0, 0.0, 255.0, None, None, 3),
+        5, {64, 32}, (87.5, 89, 71), 4,
+    ),
+    "discretised logistic, float32": (
+        lambda: elbo.nll("discretized_logistic", image(F32), image(F32), image(F32), 256.0, -1.0, 1.0, None, None, 3),
+        12, {128}, (83.5, 83.5, 71.5), 4,
+    ),
     "reparameterize": (lambda: latent.reparameterize(code(BF16), code(BF16), SEED), 4, {128}, (26, 26, 26), 3),
     "sample_kl backward": (
         lambda: latent.sample_kl_backward(code(BF16), torch.ones(65_536), code(BF16), code(BF16), None, None, SEED, 3),

@@ -48,7 +48,7 @@ def test_numbers_for_latents_of_any_width(prior, z, shape, poisoned):
         case.check(OPERATORS)
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "gaussian_kl"])
+@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "laplace", "continuous_bernoulli", "gaussian_kl"])
 def test_numbers_with_the_worst_errors_of_approximate_instructions(name):
     """Each .approx instruction as wrong as its bound allows."""
     case = KERNELS[name](5, 784, torch.float32)
@@ -226,7 +226,9 @@ def test_the_launch_that_faults_are_planted_in_is_right():
 
 
 @pytest.mark.parametrize("target", [120, "gfx942", "gfx1100"])
-@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "elbo, given prior", "sample_kl", "sample_kl_backward"])
+@pytest.mark.parametrize(
+    "name", ["bernoulli", "gaussian", "discretized_logistic", "elbo, given prior", "sample_kl", "sample_kl_backward"]
+)
 def test_compiles(name, target):
     case = KERNELS[name](64, 96, torch.bfloat16)
     with recorded() as launches:
