@@ -11,6 +11,7 @@
 //   kOfColumns                                     a bit for each parameter that is often one row for all: a GPU has
 //                                                  kernels for their gradients' sums
 //   kCounts                                        x is a count, and bytes are the numbers they are; else they are x / 255
+//   kPixels                                        these counts are pixels: a GPU has kernels for half precision too
 //   kSparse                                        step leaves out what vanishes at x = 0:
 //   rest(lane, parameters, x, scale, gradients)    adds that to the state, and to the gradients
 //   finish(total, count)                           closes the sum over `count` observations, in nats; a row's parts,
@@ -28,7 +29,7 @@ namespace vae_fast {
 
 struct Defaults {
   static constexpr int kJoined = 1 << 30, kOptions = 0, kOfColumns = 0;
-  static constexpr bool kHeavy = false, kCounts = false, kSparse = false;
+  static constexpr bool kHeavy = false, kCounts = false, kPixels = false, kSparse = false;
 };
 
 // The common state: one sum

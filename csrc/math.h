@@ -71,6 +71,12 @@ VAE_FAST_FN float larger(float a, float b) {
 }
 VAE_FAST_FN double larger(double a, double b) { return a > b ? a : b; }
 
+// The smaller one; either, if one is NaN
+template <class T>
+VAE_FAST_FN T smaller(T a, T b) {
+  return -larger(-a, -b);
+}
+
 VAE_FAST_FN float square_root(float v) {
 #if defined(__CUDA_ARCH__)
   return gpu::sqrt(v);
@@ -89,6 +95,16 @@ VAE_FAST_FN float quotient(float a, float b) {
 #endif
 }
 VAE_FAST_FN double quotient(double a, double b) { return a / b; }
+
+// a b + c, rounded once where the machine can
+VAE_FAST_FN float multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+VAE_FAST_FN double multiply_add(double a, double b, double c) { return a * b + c; }
 
 // c[0] + c[1] v + ... by Horner's rule
 template <class T, int N>
@@ -230,6 +246,20 @@ VAE_FAST_FN float sin_pi(float v) {
   return polynomial(v * v, kCoefficients) * v;
 }
 VAE_FAST_FN double sin_pi(double v) { return std::sin(3.14159265358979323846 * v); }
+
+// e^v, at most e^69, so that products with it stay finite, and at least e^-87 (GPU: 0); a GPU errs by 6e-8 |v|
+VAE_FAST_FN float exp_bounded(float v) {
+#if defined(__CUDA_ARCH__)
+  const float exponent = v * gpu::kLog2E;
+  return gpu::ex2(exponent > 99.5459578f ? 99.5459578f : exponent);
+#else
+  float scale;
+  const float low = -87.f > v ? -87.f : v;
+  const float e = detail::exp_reduced<127>(low > 69.f ? 69.f : low, scale);
+  return e * scale;
+#endif
+}
+VAE_FAST_FN double exp_bounded(double v) { return std::exp(v < 69. ? v : 69.); }
 
 // 1 - (1 - e^-a) / a for 0 <= a <= 1/2, what the mean of e^-v, v from 0 to a, lacks of 1
 VAE_FAST_FN float decay_deficit(float a) {

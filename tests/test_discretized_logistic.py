@@ -8,7 +8,7 @@ from operands import FLOATING, LAYOUTS, SHAPES, assert_gradients, assert_values,
 import vae_fast
 from vae_fast import ELBOLoss, reference
 
-RELATIVE = 1e-6  # of gradients: products of five factors
+RELATIVE = 2e-6  # of gradients: products of five factors, one of them e^-n, as well known as n
 
 
 def expected(mean, log_scale, x, incoming=None, **options):
@@ -86,7 +86,7 @@ def test_values_and_gradients_are_mpmath_s(grid, dtype):
             n = (255 * half[:, None] / gradient.abs().clamp(min=least)).log().clamp(1, 100)
             size = gradient.abs() * n + (1 + gradient.abs()) * half[:, None] / 16
             error = (parameter.grad.double() - gradient).abs() / size.clamp(min=1)
-            assert error.max() <= (RELATIVE if dtype == torch.float32 else 1e-13)
+            assert error.max() <= (1e-6 if dtype == torch.float32 else 1e-13)
 
 
 @pytest.mark.parametrize("mean", [-1.3, -0.37, 0.0, 0.003, 0.9])
@@ -107,7 +107,7 @@ def test_layouts(shape, layout, poisoned):
     nll.backward(incoming)
     value, gradients = expected(mean, log_scale, x, incoming)
     assert_values(nll, value)
-    assert_gradients([mean.grad, log_scale.grad], gradients, relative=2 * RELATIVE)
+    assert_gradients([mean.grad, log_scale.grad], gradients, relative=RELATIVE)
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
@@ -119,7 +119,7 @@ def test_dtypes(dtype, x_dtype, poisoned):
     nll.sum().backward()
     value, gradients = expected(mean, log_scale, x)
     assert_values(nll, value)
-    assert_gradients([mean.grad, log_scale.grad], gradients, relative=2 * RELATIVE)
+    assert_gradients([mean.grad, log_scale.grad], gradients, relative=RELATIVE)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (37,), (5, 1)], ids=str)
@@ -130,8 +130,8 @@ def test_shared_scales(shape):
     nll.sum().backward()
     value, gradients = expected(mean, log_scale, x)
     assert_values(nll, value)
-    assert_gradients([mean.grad], gradients[:1], relative=2 * RELATIVE)
-    assert_gradients([log_scale.grad], gradients[1:], 185 / max(1, log_scale.numel()), 2 * RELATIVE)
+    assert_gradients([mean.grad], gradients[:1], relative=RELATIVE)
+    assert_gradients([log_scale.grad], gradients[1:], 185 / max(1, log_scale.numel()), RELATIVE)
 
 
 @pytest.mark.parametrize("count", [2, 3, 16, 256, 65536])
@@ -148,7 +148,7 @@ def test_ranges_and_numbers_of_levels(count, x_range):
         nll = vae_fast.discretized_logistic_nll(mean, log_scale, given, levels=count, x_range=x_range)
         nll.sum().backward()
         assert_values(nll, value)
-        assert_gradients([mean.grad, log_scale.grad], gradients, relative=2 * RELATIVE)
+        assert_gradients([mean.grad, log_scale.grad], gradients, relative=RELATIVE)
 
 
 def test_x_is_taken_to_the_nearest_level():

@@ -45,6 +45,7 @@ void philox_words(uint32_t* c, uint64_t seed) {
 EACH(exp_, vae_fast::exp(v))
 EACH(exp_nonpositive_, vae_fast::exp_nonpositive(v))
 EACH(exp_finite_, vae_fast::exp_finite(v))
+EACH(exp_bounded_, vae_fast::exp_bounded(v))
 EACH(log_, vae_fast::log(v))
 EACH(log1p_, vae_fast::log1p(v))
 EACH(expm1_minus_, vae_fast::expm1_minus(v, vae_fast::exp(v)))
@@ -97,6 +98,7 @@ FUNCTIONS = {  # name: (exact, from, to, error in units of the last place)
     "exp_": (mpmath.exp, -85, 88.7, 1.5),
     "exp_nonpositive_": (mpmath.exp, -86, 0, 1.5),
     "exp_finite_": (mpmath.exp, -85, 88.7, 1.5),
+    "exp_bounded_": (mpmath.exp, -86, 69, 1.5),
     "log_": (mpmath.log, 1e-30, 3, 1.5),
     "log1p_": (mpmath.log1p, -0.99, 5, 2),
     "expm1_minus_": (lambda v: mpmath.expm1(v) - v, -3, 3, 5),
@@ -135,6 +137,8 @@ def test_nan_and_infinity(elements, name):
     assert numpy.isnan(nan)
     if name == "exp_finite_":
         assert high == pytest.approx(numpy.finfo(numpy.float32).max, rel=1e-5)
+    elif name == "exp_bounded_":
+        assert high == pytest.approx(float(mpmath.exp(69)), rel=1e-6)
     elif name in ("exp_", "log_", "log1p_"):
         assert high == numpy.inf
     if name.startswith("exp_"):

@@ -51,7 +51,7 @@ class Program {
       choose<P, None>();
     } else {
       const ScalarType x = operands.term.x.type;
-      if constexpr (A::kCounts) return run_on_counts<P>(x);
+      if constexpr (A::kCounts && !A::kPixels) return run_on_counts<P>(x);
       else if (x == ScalarType::Byte || x == ScalarType::Bool) choose<P, uint8_t>();
       else if (x == Dtype<P>::type) choose<P, P>();
       else if (x == ScalarType::Float) choose<P, float>();

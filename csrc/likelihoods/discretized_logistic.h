@@ -42,15 +42,14 @@ struct LogisticBin {
 
 template <class T>
 VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T difference, T log_scale) {
-  const T inverse = exp_finite(-(log_scale < T(-69) ? T(-69) : log_scale));  // e^69: products with it stay finite
+  const T inverse = exp_bounded(-log_scale);
   const T h = inverse * levels.width, width = T(2) * h;
   const bool outer = magnitude(centre) >= levels.steps;
   const T side = outer ? centre : difference;
   const T place = turned(difference, side);  // t / h
-  const T n = place * h - h, f = place * h + h;
+  const T n = multiply_add(place, h, -h), f = multiply_add(place, h, h);
 
-  const T near = magnitude(difference) < T(1) ? magnitude(difference) : T(1);
-  const T e = exp_nonpositive(-magnitude(n)), minor = exp_nonpositive(-width * near);
+  const T e = exp_nonpositive(-magnitude(n)), minor = exp_nonpositive(-width * smaller(magnitude(difference), T(1)));
   const T g = outer ? T(0) : minor, far = e * g, product = e * far;
   const bool beyond = n >= T(0);
   const T v = beyond ? g : product, t = beyond ? product : g;
@@ -66,7 +65,7 @@ VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T dif
 
   LogisticBin<T> bin;
   const T known = log_scale + levels.log_half_steps;
-  bin.linear = (beyond ? n : T(0)) + (narrow ? known : T(0));
+  bin.linear = larger(n, T(0)) + (narrow ? known : T(0));
   bin.q = (e + far + product + lost) * inverse_v;
   bin.by_mean = turned(inverse * s_n * (below_t * s_f), -side);
   bin.by_log_scale = f * (far * s_f) - n * s_n + (narrow ? v : width * v) * inverse_v;
@@ -77,14 +76,15 @@ VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T dif
 template <class T, int LANES>
 struct DiscretizedLogistic : Defaults {
   static constexpr int kParameters = 2, kOptions = 3, kJoined = 40;
-  static constexpr bool kHeavy = true, kCounts = true;
+  static constexpr bool kHeavy = true, kCounts = true, kPixels = true;
   Levels<T> levels;
   T linear[LANES] = {}, q[LANES] = {};
 
   VAE_FAST_FN explicit DiscretizedLogistic(const T* options) : levels(options) {}
   VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T scale, T (&gradients)[2]) {
     const T centre = levels.centre(x);
-    const LogisticBin<T> bin = logistic_bin(levels, centre, centre - levels.steps * parameters[0], parameters[1]);
+    const T difference = multiply_add(-levels.steps, parameters[0], centre);
+    const LogisticBin<T> bin = logistic_bin(levels, centre, difference, parameters[1]);
     linear[lane] += bin.linear;
     q[lane] = q[lane] * bin.q + (q[lane] + bin.q);
     gradients[0] = scale * bin.by_mean;

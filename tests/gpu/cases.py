@@ -27,7 +27,8 @@ SHAPES = [(37, 20), (5, 784), (2, 1025), (1, 12_288)]
 class Case:
     """arguments: tensors of the operator, a prefix of them differentiable. call: runs a backend's operator on them.
     expected: float64 (values, gradients), as call returns them. terms: how many each value [B] sums. shape: [B, D].
-    noise: there is some in the results. differences: the gradients are differences of numbers as large."""
+    noise: there is some in the results. differences: the gradients are differences of numbers as large. products: they
+    are products of several functions, each approximate."""
 
     arguments: list[Any]
     call: Callable[..., Sequence[Tensor]]
@@ -36,6 +37,7 @@ class Case:
     shape: Sequence[int]
     noise: bool = False
     differences: bool = False
+    products: bool = False
 
     def run(self, operators: Any) -> list[Tensor]:
         return [t for t in self.call(operators, *self.arguments) if t.numel()]
@@ -46,7 +48,7 @@ class Case:
 
     def check(self, operators: Any) -> list[Tensor]:
         """Values within 1e-6 of their terms; gradients within 1e-6, of the largest where they are sums or differences,
-        with noise in them 4e-6; all then as rounded."""
+        with noise in them 4e-6, as products 2e-6; all then as rounded."""
         got, exact = self.run(operators), self.exact()
         assert [g.shape for g in got] == [e.shape for e in exact]
         terms = iter(self.terms)
@@ -64,7 +66,9 @@ class Case:
         rows, columns = self.shape
         if self.differences or len(e) < rows or e.size(1) == 1 < columns:
             return 1e-6 * e.abs().amax().clamp(min=rows)
-        return 1e-6 * (4 * (1 + e.abs()) if self.noise else e.abs().clamp(min=1))
+        if self.noise:
+            return 4e-6 * (1 + e.abs())
+        return (2e-6 if self.products else 1e-6) * e.abs().clamp(min=1)
 
     def large(self) -> list[Tensor]:
         """The inputs that aren't read by every block: those of which each byte should be read once."""
@@ -168,7 +172,9 @@ def discretized_logistic(
 ) -> Case:
     """shape: of the log-scale."""
     parameters = [(0.5 * torch.randn(b, d)).to(dtype), (torch.randn(shape(b, d)) - 1.5).to(dtype)]
-    return nll("discretized_logistic", parameters, levels((b, d), x_dtype))
+    case = nll("discretized_logistic", parameters, levels((b, d), x_dtype))
+    case.products = True
+    return case
 
 
 def elbo(

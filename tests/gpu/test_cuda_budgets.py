@@ -33,10 +33,20 @@ BARS = {
     "Bernoulli without gradient": ("objective<Bernoulli, BFloat16, unsigned char, 0, 1>", (11, 11, 11)),
     "Gaussian, fixed": ("objective<GaussianShared, BFloat16, BFloat16, 1, 2>", (8, 8, 8)),
     "Gaussian, log-variance": ("objective<Gaussian, BFloat16, BFloat16, 3, 2>", (17, 17, 17)),
+    "Laplace": ("objective<Laplace, BFloat16, BFloat16, 3, 2>", (17.75, 17.75, 17.75)),
+    "Laplace, fixed": ("objective<LaplaceShared, BFloat16, BFloat16, 1, 2>", (8.75, 8.75, 8.75)),
+    "continuous Bernoulli, bfloat16 and bytes": (
+        "objective<ContinuousBernoulli, BFloat16, unsigned char, 1, 1>", (36.5, 36.5, 36.5),
+    ),
+    "continuous Bernoulli, float32": ("objective<ContinuousBernoulli, float, float, 1, 1>", (33, 33, 33)),
+    "discretised logistic, bfloat16 and bytes": (
+        "objective<DiscretizedLogistic, BFloat16, unsigned char, 3, 2>", (97, 97, 97),
+    ),
+    "discretised logistic, float32": ("objective<DiscretizedLogistic, float, float, 3, 2>", (92.5, 92.5, 92.5)),
     "reparameterize": ("sample<StandardKl, BFloat16, false, false>", (24.5, 24.5, 24.5)),
     "sample_kl": ("sample<StandardKl, BFloat16, false, true>", (38, 38, 38)),
     "sample_kl backward": ("sample<StandardKl, BFloat16, true, true>", (32.5, 32.5, 32.5)),
-}
+}  # fmt: skip
 
 
 def cuobjdump(*arguments, folder=None):
@@ -65,11 +75,10 @@ def kernels(cc):
 
 @cache
 def loop(name, cc):
-    """The one of a kernel's loops by vectors that loads more in a turn; the other is the latent's."""
+    """The first of a kernel's loops by vectors; the other is the latent's."""
     mangled, cubin = kernels(cc)[BARS[name][0]]
     loops = sass.count(cubin, mangled).loops
-    by_vectors = [body for body in loops if body.nested == 0 and ("LDG", 128) in body.accesses]
-    return max(by_vectors, key=lambda body: body.bytes_loaded)
+    return next(body for body in loops if body.nested == 0 and ("LDG", 128) in body.accesses)
 
 
 @pytest.mark.parametrize("cc", ARCHITECTURES)
@@ -86,7 +95,8 @@ def test_the_loop(name, cc):
     if name == "Bernoulli, bfloat16 and bytes":
         assert per_element.conversions == 0
     assert body.shared_accesses == 0
-    assert {bits for (kind, bits) in body.accesses if kind in ("LDG", "STG")} == widths
+    if "discretised" not in name:  # of whose elements Triton's threads take fewer at once
+        assert {bits for (kind, bits) in body.accesses if kind in ("LDG", "STG")} == widths
 
 
 @pytest.mark.parametrize("cc", [int(cc) for cc in build_record().get("architectures", ())])

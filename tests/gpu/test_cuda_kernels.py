@@ -60,7 +60,7 @@ def test_numbers_for_latents_of_any_width(prior, z, shape):
     check(cases.elbo_case(*shape, F32, prior=prior, z=z))
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "gaussian_kl"])
+@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "laplace", "continuous_bernoulli", "gaussian_kl"])
 def test_numbers_with_the_worst_errors_of_approximate_instructions(name):
     """Each .approx instruction as wrong as its bound allows."""
     case = KERNELS[name](5, 784, F32)
