@@ -6,7 +6,9 @@ log p(x) - KL(q(z|x) || p(z|x))  =  E_q[log p(x|z)] - KL(q(z|x) || p(z))
 from vae_fast import functional, reference
 from vae_fast.functional import (
     bernoulli_nll,
+    categorical_nll,
     continuous_bernoulli_nll,
+    discretized_logistic_mixture_nll,
     discretized_logistic_nll,
     gaussian_kl,
     gaussian_nll,
@@ -31,7 +33,9 @@ __all__ = [
     "VAEOutput",
     "backend",
     "bernoulli_nll",
+    "categorical_nll",
     "continuous_bernoulli_nll",
+    "discretized_logistic_mixture_nll",
     "discretized_logistic_nll",
     "functional",
     "gaussian_kl",

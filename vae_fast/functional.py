@@ -22,7 +22,9 @@ _NONE: Options = {}
 
 __all__ = [
     "bernoulli_nll",
+    "categorical_nll",
     "continuous_bernoulli_nll",
+    "discretized_logistic_mixture_nll",
     "discretized_logistic_nll",
     "gaussian_kl",
     "gaussian_nll",
@@ -235,6 +237,73 @@ def discretized_logistic_nll(
     return nll(entry, names, (mean, log_scale), x, weight, mask, options)
 
 
+def categorical_nll(
+    logits: Tensor, x: Tensor, *, class_dim: int = 1, weight: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """-log p(x|z) of independent categorical variables, summed over features: log sum_k e^l_k - l_x for each.
+
+    `torch.nn.functional.cross_entropy`, with its gradient from the same pass.
+
+    Arguments:
+        logits: [B, C, ...] with class_dim=1 as in `cross_entropy`, [B, ..., C] with class_dim=-1; of C classes. Neither
+            order is copied, and the gradient lies as the logits do.
+        x: [B, ...] the classes, 0 to C - 1, of any integer dtype. A class out of that range, where no mask hides it,
+            makes its row's value and its own gradient NaN; `ELBOLoss(validate_args=True)` raises.
+        weight, mask: as for `bernoulli_nll`; the mask has x's shape.
+
+    Returns [B] in nats, float32 (float64 for float64 logits).
+    """
+    checks.floating("categorical_nll", "logits", logits)
+    if class_dim not in (1, -1):
+        raise ValueError(f"categorical_nll: class_dim must be 1 or -1, got {class_dim}")
+    if class_dim == -1 and logits.dim() > 2:
+        logits = logits.movedim(-1, 1)
+    return nll(LIKELIHOODS["categorical"], ("categorical_nll", "logits"), (logits,), x, weight, mask)
+
+
+def discretized_logistic_mixture_nll(
+    parameters: Tensor,
+    x: Tensor,
+    *,
+    channels_last: bool = False,
+    levels: int = 256,
+    x_range: tuple[float, float] = (-1.0, 1.0),
+    compat: str | None = None,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-log p(x|z) of pixels that are mixtures of discretised logistics, summed over them (Salimans et al. 2017).
+
+    -log sum_m pi_m prod_c [sigmoid((x_c + w - mean_mc) / s_mc) - sigmoid((x_c - w - mean_mc) / s_mc)] for each pixel,
+    w half a level; the first and the last level reach to infinity. The probabilities are exact: they sum to 1, and
+    there is no floor of 1e-5.
+
+    Arguments:
+        parameters: [B, C, H, W], or [B, H, W, C] if channels_last. For RGB C = 10 M, as PixelCNN++ and its descendants
+            order them: M logits, then for each channel M means, M log-scales and M coefficients c before their tanh;
+            green's mean is raised by tanh(c) red, blue's by tanh(c') red + tanh(c'') green. For one channel C = 3 M:
+            logits, means, log-scales. Means are in units where the levels lie on [-1, 1], whatever x_range is.
+        x: [B, 3, H, W] or [B, 1, H, W] (channels_last: [B, H, W, 3] or [B, H, W, 1]); floating point, the levels from
+            x_range[0] to x_range[1], rounded to the nearest; or integers, uint8 say, 0 to levels - 1.
+        compat: the formulas that existing models were trained with, by plain PyTorch. "pixelcnn++": log-scales
+            clamped at -7, and the density in a bin's middle where its probability is below 1e-5. "nvae": the same, but
+            all above 0.99 counts as the last level, so that the probabilities don't sum to 1.
+        weight, mask: as for `bernoulli_nll`; the mask broadcasts to [B, H, W].
+
+    Returns [B] in nats, float32 (float64 for float64 parameters).
+    """
+    entry, owner = LIKELIHOODS["discretized_logistic_mixture"], "discretized_logistic_mixture_nll"
+    checks.floating(owner, "parameters", parameters)
+    checks.target(owner, x, entry.counts)
+    if channels_last:
+        parameters, x = parameters.movedim(-1, 1), x.movedim(-1, 1)
+    channels = x.shape[1] if x.dim() > 1 else 0
+    options: Options = {"channels": channels, "levels": levels, "x_low": x_range[0], "x_high": x_range[1]}
+    if compat is not None:
+        options = {**options, "compat": compat}
+    return nll(entry, (owner, "parameters"), (parameters,), x, weight, mask, options)
+
+
 def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
     """The importance-weighted bound log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q(z|x) (Burda et al. 2016).
 
@@ -274,11 +343,18 @@ def nll(
     options: Options = _NONE,
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
-    tensors, target, weight, mask = _observations(entry, names, parameters, x, weight, mask)
+    tensors, target, weight, mask = _observations(entry, names, parameters, x, weight, mask, options)
     options = entry.options_for(options, target)
     if use_reference(*tensors) or entry.without_kernel(options):
         return reference.nll(
-            entry.elementwise, tensors, target, weight=weight, mask=mask, options=options, counts=entry.counts
+            entry.elementwise,
+            tensors,
+            target,
+            weight=weight,
+            mask=mask,
+            options=options,
+            counts=entry.counts,
+            joint=entry.joint is not None,
         )
     return _onepass.apply(NLL[entry.name], *tensors, target, *entry.numbers(options), weight, mask)
 
@@ -296,7 +372,9 @@ def elbo(
     """(loss, nll [B], kl [B]) in one pass."""
     owner, name = names[:2]
     _check_posterior(owner, mu, logvar)
-    tensors, target, weight, mask = _observations(entry, names, parameters, x, objective.weight, objective.mask)
+    tensors, target, weight, mask = _observations(
+        entry, names, parameters, x, objective.weight, objective.mask, options
+    )
     same_batch(owner, name, target, mu)
     options = entry.options_for(options, target)
     rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, objective.prior, mu)
@@ -315,6 +393,7 @@ def elbo(
             reduce=reduce,
             options=options,
             counts=entry.counts,
+            joint=entry.joint is not None,
         )
     factor, number = (beta.to(mu.device), 1.0) if isinstance(beta, Tensor) else (None, beta)
     return _onepass.apply(
@@ -366,12 +445,15 @@ def _observations(
     x: Tensor,
     weight: Tensor | None,
     mask: Tensor | None,
+    options: Options,
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
     """Checked operands of a likelihood as [B, D]; parameters after the first keep size 1 where they repeat."""
     owner, name, *others = names
     first: Tensor = parameters[0]  # type: ignore[assignment]
     checks.floating(owner, name, first)
     checks.target(owner, x, entry.counts)
+    if entry.joint:
+        return _planes(entry, owner, name, first, x, weight, mask, options)
     checks.same_shape(owner, name, first, "x", x)
     checks.same_device(owner, name, first, "x", x)
     if weight is not None:
@@ -392,6 +474,37 @@ def _observations(
     for other, p in zip(others, rest, strict=True):
         tensors.append(_broadcast_rows(owner, other, p, "x", first))
     return tensors, _rows(x), weight, mask if mask is None else _rows(mask)
+
+
+def _planes(
+    entry: Likelihood,
+    owner: str,
+    name: str,
+    parameters: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    options: Options,
+) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
+    """The same of a joint likelihood: [B, C, N], views of images in either layout."""
+    channels = int(options.get("channels", 3)) if entry.joint == "channels" else None
+    checks.planes(owner, name, parameters, x, channels)
+    checks.same_device(owner, name, parameters, "x", x)
+    if channels is not None:
+        checks.mixture(owner, name, parameters.shape[1], channels)
+    if weight is not None:
+        weight = checks.row_weight(owner, weight, x)
+    if mask is not None:
+        each = x if channels is None else x[:, 0]
+        if isinstance(mask, Tensor) and mask.dim() > each.dim() and mask.shape[1] == 1:
+            mask = mask.squeeze(1)
+        mask = _rows(checks.element_mask(owner, mask, each))
+    return [_flat(parameters)], _rows(x) if channels is None else _flat(x), weight, mask
+
+
+def _flat(t: Tensor) -> Tensor:
+    """[B, C, ...] as [B, C, N]: a view where the strides allow it."""
+    return t.flatten(2) if t.dim() > 2 else t.unsqueeze(2)
 
 
 def _number(p: float, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Likelihood:
     by_reference: options that no kernel has, by name: the reference computes what is asked for with one of them.
     of_x: (options, x) -> all options, checked, as they are for such an x; None leaves them.
     per_row: the last parameter is one number a row, or one for all.
+    joint: "classes" or "channels" where many parameters belong to one observation, along dimension 1: [B, C, ...]. x is
+        [B, ...] or, of channels, [B, channels, ...].
     public: whether losses and models know it by its name.
     """
 
@@ -42,6 +45,7 @@ class Likelihood:
     by_reference: tuple[str, ...] = ()
     of_x: Callable[[Options, Tensor], Options] | None = None
     per_row: bool = False
+    joint: str | None = None
     public: bool = True
 
     def options_for(self, chosen: Options, x: Tensor) -> Options:
@@ -79,22 +83,20 @@ def _laplace_sample(mean: Tensor, log_scale: Tensor, generator: torch.Generator 
     return mean + torch.exp(log_scale) * (a - b)
 
 
-def _levels_for(options: Options, x: Tensor) -> Options:
+def _levels_for(options: Options, x: Tensor, name: str = "discretized_logistic") -> Options:
     """Integers are levels; compat=None is as none."""
     chosen = {"levels": 256.0, "x_low": -1.0, "x_high": 1.0, **options}
     levels, compat = float(chosen["levels"]), chosen.pop("compat", None)
     if not (levels >= 2 and levels == round(levels)):
-        raise ValueError(f"discretized_logistic: levels must be an integer, at least 2, got {levels:g}")
+        raise ValueError(f"{name}: levels must be an integer, at least 2, got {levels:g}")
     if not x.is_floating_point():
         chosen |= {"x_low": 0.0, "x_high": levels - 1}
     if not float(chosen["x_low"]) < float(chosen["x_high"]):
-        raise ValueError(f"discretized_logistic: x_low must be below x_high, got {chosen['x_low']}, {chosen['x_high']}")
+        raise ValueError(f"{name}: x_low must be below x_high, got {chosen['x_low']}, {chosen['x_high']}")
     if compat is None:
         return chosen
     if compat not in reference.COMPATIBLE:
-        raise ValueError(
-            f"discretized_logistic: compat must be one of {', '.join(reference.COMPATIBLE)}, got {compat!r}"
-        )
+        raise ValueError(f"{name}: compat must be one of {', '.join(reference.COMPATIBLE)}, got {compat!r}")
     return {**chosen, "compat": compat}
 
 
@@ -151,6 +153,31 @@ LIKELIHOODS = {
             counts=True,
             by_reference=("compat",),
             of_x=_levels_for,
+        ),
+        Likelihood(
+            "categorical",
+            ("logits",),
+            (),
+            reference.categorical,
+            reference.categorical_mean,
+            reference.categorical_sample,
+            (0.0, torch.inf),
+            counts=True,
+            joint="classes",
+        ),
+        Likelihood(
+            "discretized_logistic_mixture",
+            ("parameters",),
+            (),
+            reference.discretized_logistic_mixture,
+            reference.discretized_logistic_mixture_mean,
+            reference.discretized_logistic_mixture_sample,
+            (-torch.inf, torch.inf),
+            options={"channels": 3.0, "levels": 256.0, "x_low": -1.0, "x_high": 1.0},
+            counts=True,
+            by_reference=("compat",),
+            of_x=partial(_levels_for, name="discretized_logistic_mixture"),
+            joint="channels",
         ),
     )
 }

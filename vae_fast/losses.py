@@ -136,15 +136,14 @@ class ELBOLoss(nn.Module):
         parameters = self._parameters_of(recon)
         names = ("ELBOLoss", "recon", *self.entry.parameters[1:])
         objective = functional.Objective(
-            self.prior, weight, mask, self.beta, self._scale(parameters[0]), self.reduction != "none"
+            self.prior, weight, mask, self.beta, self._scale(parameters[0], x), self.reduction != "none"
         )
         if self.kl == "analytic":
             loss, nll, kl = functional.elbo(self.entry, names, parameters, x, mu, logvar, objective, self.options)
         else:
             loss, nll, kl = self._monte_carlo(names, parameters, x, mu, logvar, z, objective)
         if self.validate_args:
-            low, high = self.entry.bounds(self.entry.options_for(self.options, x))
-            checks.support("ELBOLoss", x, low, high, weight, mask)
+            self._check_support(parameters[0], x, weight, mask)
         return ELBOTerms(loss, *(t.detach() if t.requires_grad else t for t in (nll, kl)))
 
     def _parameters_of(self, recon: Reconstruction) -> tuple[Tensor | float, ...]:
@@ -177,10 +176,18 @@ class ELBOLoss(nn.Module):
         loss = scale * (nll + torch.where(beta == 0, 0, beta * kl))
         return loss.sum() if reduce else loss, nll, kl
 
-    def _scale(self, recon: Tensor | float) -> float:
+    def _scale(self, recon: Tensor | float, x: Tensor) -> float:
         if not isinstance(recon, Tensor) or recon.dim() == 0 or self.reduction in ("sum", "none"):
             return 1.0
-        return 1 / max(1, recon.shape[0] if self.reduction == "mean" else recon.numel())
+        return 1 / max(1, recon.shape[0] if self.reduction == "mean" else (x if self.entry.joint else recon).numel())
+
+    def _check_support(self, recon: Tensor | float, x: Tensor, weight: Tensor | None, mask: Tensor | None) -> None:
+        low, high = self.entry.bounds(self.entry.options_for(self.options, x))
+        if self.entry.joint == "classes" and isinstance(recon, Tensor):
+            high = recon.shape[1] - 1
+        elif self.entry.joint == "channels" and mask is not None and mask.dim() < x.dim():
+            mask = mask.expand(x.shape[0], *x.shape[2:]).unsqueeze(1)
+        checks.support("ELBOLoss", x, low, high, weight, mask, self.entry.counts)
 
     def extra_repr(self) -> str:
         return f"{self.likelihood!r}, beta={self.beta}, reduction={self.reduction!r}, kl={self.kl!r}"

@@ -287,8 +287,8 @@ inline void run_together(const std::vector<Work>& works) {
 }
 
 // The weighted value of one row, in nats
-template <int K>
-double row_value(const Rows<K>& p, int64_t row, int64_t chunks) {
+template <class P>
+double row_value(const P& p, int64_t row, int64_t chunks) {
   double sum = 0;
   for (int64_t c = 0; c < chunks; ++c) sum += p.values[row * chunks + c];
   if (!p.weight.data) return sum;

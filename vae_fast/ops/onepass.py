@@ -135,8 +135,9 @@ class OnePass(Function):
 
 
 def _times(gradient: Tensor, factor: Tensor) -> Tensor:
-    """gradient [B, D] times factor, [] or [B]; a factor of 0 selects, it doesn't multiply."""
-    factor = factor if factor.dim() == 0 else factor.unsqueeze(1)
+    """gradient [B, ...] times factor, [] or [B]; a factor of 0 selects, it doesn't multiply."""
+    for _ in range(gradient.dim() - 1 if factor.dim() else 0):
+        factor = factor.unsqueeze(-1)
     return torch.where(factor == 0, 0, gradient * factor).to(gradient.dtype)
 
 
@@ -170,7 +171,7 @@ def _scaled(ctx: Any, dvalue: Tensor) -> Sequence[Tensor]:
     ctx.gradients = ()
     if dvalue.is_cpu and _is_one(dvalue):
         return gradients
-    wanted = [g for g in gradients if g.numel()]
+    wanted = [_matrix(g) for g in gradients if g.numel()]
     if dvalue.is_cuda and triton_backend.ON_GPU.library is not None:
         triton_backend.scale(wanted, dvalue)
         return gradients
@@ -178,6 +179,13 @@ def _scaled(ctx: Any, dvalue: Tensor) -> Sequence[Tensor]:
         for g in wanted:
             SCALE_ROWS(g, dvalue)
     return gradients
+
+
+def _matrix(gradient: Tensor) -> Tensor:
+    """[B, C, N], contiguous or channels last, as [B, D]."""
+    if gradient.dim() == 2:
+        return gradient
+    return (gradient if gradient.is_contiguous() else gradient.transpose(1, 2)).flatten(1)
 
 
 def _is_one(dvalue: Tensor) -> bool:

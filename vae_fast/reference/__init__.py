@@ -4,6 +4,7 @@ Every function reads like its formula and is differentiable, twice too. Tests an
 """
 
 from vae_fast.reference.bernoulli import bernoulli, bernoulli_probs
+from vae_fast.reference.categorical import categorical, categorical_mean, categorical_sample
 from vae_fast.reference.continuous_bernoulli import (
     continuous_bernoulli,
     continuous_bernoulli_mean,
@@ -14,6 +15,11 @@ from vae_fast.reference.discretized_logistic import (
     discretized_logistic,
     discretized_logistic_mean,
     discretized_logistic_sample,
+)
+from vae_fast.reference.discretized_logistic_mixture import (
+    discretized_logistic_mixture,
+    discretized_logistic_mixture_mean,
+    discretized_logistic_mixture_sample,
 )
 from vae_fast.reference.gaussian import gaussian
 from vae_fast.reference.laplace import laplace
@@ -34,11 +40,17 @@ __all__ = [
     "Prior",
     "bernoulli",
     "bernoulli_probs",
+    "categorical",
+    "categorical_mean",
+    "categorical_sample",
     "continuous_bernoulli",
     "continuous_bernoulli_mean",
     "continuous_bernoulli_sample",
     "discretized_logistic",
     "discretized_logistic_mean",
+    "discretized_logistic_mixture",
+    "discretized_logistic_mixture_mean",
+    "discretized_logistic_mixture_sample",
     "discretized_logistic_sample",
     "elbo",
     "gaussian",

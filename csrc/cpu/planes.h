@@ -1,0 +1,236 @@
+// The loop over planes: value[b] = sum over the observations of a row, each with C parameters that lie in as many planes,
+// and the gradients, in one pass.
+//
+// Blocks of kTogether observations are staged as [C][kTogether] in T, so that vectors run over observations whatever the
+// layout; the second pass, over components whose shares are known, finds the staged gradients of the first in the cache.
+// It does not know which likelihood it runs: that is an accumulator's (../joint.h).
+//
+// Sums are the same for any number of threads, as in rows.h.
+#pragma once
+
+#include "../joint.h"
+#include "rows.h"
+#include "transpose.h"
+
+namespace vae_fast {
+
+// A loop by lanes: independent of one another, and not to be taken apart before vectors are made of it
+#define VAE_FAST_BY_LANES _Pragma("GCC ivdep") _Pragma("GCC unroll 1")
+
+constexpr int kTogether = 64;  // observations
+constexpr int64_t kTogetherInChunk = 1024;
+
+// [B, C, N] as it lies in memory
+struct Cube {
+  char* data = nullptr;  // null: absent
+  ScalarType type = ScalarType::Float;
+  int64_t row_stride = 0, plane_stride = 0, column_stride = 0;
+  bool counts = false;
+
+  // The planes of a row as [C, N], and its observations as [N, C]
+  Matrix planes_of(int64_t row) const { return {at(row), type, plane_stride, column_stride, counts}; }
+  Matrix observations_of(int64_t row) const { return {at(row), type, column_stride, plane_stride, counts}; }
+  bool by_observation() const { return plane_stride == 1; }
+
+ private:
+  char* at(int64_t row) const { return data + row * row_stride * size(); }
+  int64_t size() const {
+    switch (type) {
+      case ScalarType::Double:
+      case ScalarType::Long: return 8;
+      case ScalarType::Float:
+      case ScalarType::Int: return 4;
+      case ScalarType::Byte:
+      case ScalarType::Bool: return 1;
+      default: return 2;
+    }
+  }
+};
+
+struct JointRows {
+  int64_t rows = 0, planes = 0, columns = 0;
+  Cube parameters, x, gradient;  // the gradient may be absent
+  Matrix mask, weight;           // as in rows.h
+  double scale = 1;
+  std::vector<double> options, values;  // values: [rows, chunks]
+
+  int64_t chunks() const { return std::max<int64_t>(1, (columns + kTogetherInChunk - 1) / kTogetherInChunk); }
+  double row_weight(int64_t row) const {
+    double w = 1;
+    return weight.data ? *load(weight, row, 0, 1, &w) : w;
+  }
+};
+
+// n observations from `column` on as planes [C][kTogether]; lanes up to whole vectors are copies of the last
+template <class T>
+inline __attribute__((always_inline)) void gather(const Cube& cube, int64_t row, int64_t column, int n, int64_t planes,
+                                                  T* to, T* buffer) {
+  if (!cube.by_observation()) {
+    const Matrix m = cube.planes_of(row);
+    for (int64_t c = 0; c < planes; ++c) {
+      T* plane = to + c * kTogether;
+      const T* from = load(m, c, column, n, plane);
+      if (from != plane) std::copy(from, from + n, plane);
+      for (int i = n; i % kLanes; ++i) plane[i] = plane[n - 1];
+    }
+    return;
+  }
+  const Matrix m = cube.observations_of(row);
+  for (int i = 0; i < n || i % kLanes; i += kSquare) {
+    const T* rows[kSquare];
+    for (int k = 0; k < kSquare; ++k)
+      rows[k] = load(m, column + std::min(i + k, n - 1), 0, planes, buffer + k * planes);
+    to_planes(rows, planes, to + i, kTogether);
+  }
+}
+
+// and back
+template <class T>
+inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes, int n, const Cube& cube, int64_t row,
+                                                   int64_t column, T* buffer) {
+  if (!cube.by_observation()) {
+    const Matrix m = cube.planes_of(row);
+    for (int64_t c = 0; c < planes; ++c) store(from + c * kTogether, m, c, column, n);
+    return;
+  }
+  const Matrix m = cube.observations_of(row);
+  for (int i = 0; i < n; i += kSquare) {
+    T* rows[kSquare];
+    for (int k = 0; k < kSquare; ++k) {
+      rows[k] = buffer + k * planes;
+      if (i + k < n) rows[k] = destination(m, column + i + k, 0, rows[k]);
+    }
+    from_planes(from + i, kTogether, planes, rows);
+    for (int k = 0; k < kSquare && i + k < n; ++k)
+      if (rows[k] == buffer + k * planes) store(rows[k], m, column + i + k, 0, planes);
+  }
+}
+
+// kLanes observations, from their planes: their values; the gradients in place of the parameters
+template <class A, bool GRADIENTS, class T>
+inline __attribute__((always_inline)) void close_lanes(const T* options, int64_t planes, T* first,
+                                                       const T (&x)[A::kTargets][kTogether], int from, const T* scale,
+                                                       T* values) {
+  A state(options, planes);
+  const int components = state.components;
+  VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) {
+    T observed[A::kTargets];
+    for (int c = 0; c < A::kTargets; ++c) observed[c] = x[c][from + lane];
+    state.observe(lane, observed);
+  }
+  for (int k = 0; k < components; ++k) VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane)
+    state.template look<GRADIENTS>(lane, k, Planes<T>{first + from + lane, kTogether});
+  for (int k = 0; k < components; ++k) VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) state.weigh(lane, k, Planes<T>{first + from + lane, kTogether});
+  VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) values[from + lane] = state.close(lane);
+  for (int k = 0; GRADIENTS && k < components; ++k) VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane)
+    state.share(lane, k, Planes<T>{first + from + lane, kTogether}, scale[from + lane]);
+}
+
+// One observation, whose planes lie one after the other, up to whole vectors: lanes share it
+template <class A, bool GRADIENTS, class T>
+inline __attribute__((always_inline)) T close_one(const T* options, int planes, T* first, T x, T scale) {
+  A state(options, planes);
+  const T observed[1] = {x};
+  const Planes<T> p{first, 1};
+  T values[kLanes];
+  VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) state.observe(lane, observed);
+  for (int k = 0; k < planes; k += kLanes) VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) state.template look<GRADIENTS>(lane, k + lane, p);
+  state.join_looks();
+  for (int k = 0; k < planes; k += kLanes) VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) state.weigh(lane, k + lane, p);
+  state.join_weights();
+  VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) values[lane] = state.close(lane);
+  for (int k = 0; GRADIENTS && k < planes; k += kLanes) VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) state.share(lane, k + lane, p, scale);
+  return values[0];
+}
+
+// Whether n observations are faster one after the other: each takes as long as some 200 parameters more, but no lane is
+// idle, and nothing is transposed, which is worth half of the rest
+inline bool shares_lanes(int n, int64_t planes) {
+  const int lanes = (n + kLanes - 1) / kLanes * kLanes;
+  return 2 * n * (200 + planes) < 3 * lanes * planes;
+}
+
+template <class A, bool GRADIENTS, class T>
+inline __attribute__((always_inline)) void close_each(const JointRows& p, int64_t row, int64_t column, int n, T* planes,
+                                                      const T* options, const T* x, const T* scale, T* values) {
+  const Matrix from = p.parameters.observations_of(row), to = p.gradient.observations_of(row);
+  for (int64_t k = p.planes; k % kLanes; ++k) planes[k] = -std::numeric_limits<T>::infinity();
+  for (int i = 0; i < n; ++i) {
+    const T* staged = load(from, column + i, 0, p.planes, planes);
+    if (staged != planes) std::copy(staged, staged + p.planes, planes);
+    values[i] = close_one<A, GRADIENTS>(options, static_cast<int>(p.planes), planes, x[i], scale[i]);
+    if (GRADIENTS) store(planes, to, column + i, 0, p.planes);
+    for (int64_t k = p.planes; k % kLanes; ++k) planes[k] = -std::numeric_limits<T>::infinity();
+  }
+}
+
+// One block of one row: its value, unweighted
+template <template <class, int> class Accumulator, class T, bool GRADIENTS>
+VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column, int n, T* planes, T* buffer) {
+  using A = Accumulator<T, kLanes>;
+  const double weight = p.row_weight(row);
+  T options[A::kOptions + 1], x[A::kTargets][kTogether], scale[kTogether], values[kTogether];
+  if (weight == 0) {
+    if (GRADIENTS) {
+      std::fill(planes, planes + p.planes * kTogether, T(0));
+      scatter(planes, p.planes, n, p.gradient, row, column, buffer);
+    }
+    return 0;
+  }
+  for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
+  gather(p.x, row, column, n, A::kTargets, x[0], values);
+  const T whole = static_cast<T>(weight * p.scale);
+  for (int i = 0; i < kTogether; ++i) scale[i] = whole;
+  for (int i = 0; p.mask.data && i < n; ++i) scale[i] = *p.mask.at<bool>(row, column + i) ? whole : T(0);
+
+  bool one_by_one = false;
+  if constexpr (A::kSingle) {
+    one_by_one = p.parameters.by_observation() && shares_lanes(n, p.planes);
+    if (one_by_one) close_each<A, GRADIENTS>(p, row, column, n, planes, options, x[0], scale, values);
+  }
+  if (!one_by_one) {
+    gather(p.parameters, row, column, n, p.planes, planes, buffer);
+    for (int from = 0; from < n; from += kLanes)
+      close_lanes<A, GRADIENTS>(options, p.planes, planes, x, from, scale, values);
+    if (GRADIENTS) scatter(planes, p.planes, n, p.gradient, row, column, buffer);
+  }
+  double sum = 0;
+  for (int i = 0; i < n; ++i)
+    if (!p.mask.data || *p.mask.at<bool>(row, column + i)) sum += values[i];
+  return sum;
+}
+
+// Fills `values` (unweighted) and the gradient, if asked for
+template <template <class, int> class Accumulator, class T>
+Work work_on(JointRows& p) {
+  using A = Accumulator<T, kLanes>;
+  const int64_t chunks = p.chunks();
+  p.values.assign(p.rows * chunks, 0.);
+  const auto run_units = [=, &p](int64_t begin, int64_t end) {
+    std::vector<T> planes(p.planes * (1 + A::kScratch) * kTogether);
+    std::vector<T> buffer(std::max<int64_t>(p.planes, A::kTargets) * kSquare);
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t row = u / chunks, first = u % chunks * kTogetherInChunk;
+      const int64_t last = std::min(p.columns, first + kTogetherInChunk);
+      for (int64_t column = first; column < last; column += kTogether) {
+        const int n = static_cast<int>(std::min<int64_t>(kTogether, last - column));
+        p.values[u] += p.gradient.data
+                           ? run_block<Accumulator, T, true>(p, row, column, n, planes.data(), buffer.data())
+                           : run_block<Accumulator, T, false>(p, row, column, n, planes.data(), buffer.data());
+      }
+    }
+  };
+  return {p.rows * chunks, p.rows * p.columns * p.planes, run_units, [] {}};
+}
+
+}  // namespace vae_fast

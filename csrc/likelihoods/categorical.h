@@ -1,0 +1,63 @@
+// Categorical: -log p(x | l) = log sum_k e^l_k - l_x, l the logits of C classes, with gradients softmax(l)_k - [k = x].
+#pragma once
+
+#include "../joint.h"
+
+namespace vae_fast {
+
+// others = sum of e^(l_k - top) over the classes but x, so that a value near 0 and the gradient of l_x don't cancel; what
+// rounding took from it is in `lost` (Kahan), since there may be many. A class that isn't there gives NaN.
+template <class T, int LANES>
+struct Categorical {
+  static constexpr int kTargets = 1, kOptions = 0, kScratch = 0;
+  static constexpr bool kSingle = true;
+  int components;
+  T x[LANES], picked[LANES], top[LANES], others[LANES], lost[LANES], inverse[LANES];
+
+  static bool fits(int64_t planes) { return planes > 0 && planes <= (1 << 24); }  // classes that float32 can tell apart
+
+  VAE_FAST_FN Categorical(const T*, int64_t planes) : components(static_cast<int>(planes)) {}
+  VAE_FAST_FN void observe(int lane, const T (&observed)[1]) {
+    x[lane] = observed[0] < T(components) ? observed[0] : T(-1);
+    picked[lane] = std::numeric_limits<T>::quiet_NaN();
+    top[lane] = -std::numeric_limits<T>::infinity(), others[lane] = lost[lane] = T(0);
+  }
+  template <bool GRADIENTS>
+  VAE_FAST_FN void look(int lane, int k, Planes<T> p) {
+    const T l = p(k);
+    picked[lane] = x[lane] == T(k) ? l : picked[lane];
+    top[lane] = l > top[lane] ? l : top[lane];
+  }
+  VAE_FAST_FN void weigh(int lane, int k, Planes<T> p) {
+    const T e = exp_nonpositive(p(k) - top[lane]);
+    const T more = (x[lane] == T(k) ? T(0) : e) - lost[lane], sum = others[lane] + more;
+    lost[lane] = (sum - others[lane]) - more;
+    others[lane] = sum;
+    p(k) = e;
+  }
+  VAE_FAST_FN void join_looks() {
+    for (int width = LANES / 2; width > 0; width /= 2)
+      for (int lane = 0; lane < width; ++lane) {
+        const T other = picked[lane + width];
+        picked[lane] = other == other ? other : picked[lane];
+        top[lane] = larger(top[lane], top[lane + width]);
+      }
+    for (int lane = 1; lane < LANES; ++lane) picked[lane] = picked[0], top[lane] = top[0];
+  }
+  VAE_FAST_FN void join_weights() {
+    for (int width = LANES / 2; width > 0; width /= 2)
+      for (int lane = 0; lane < width; ++lane) others[lane] += others[lane + width];
+    for (int lane = 1; lane < LANES; ++lane) others[lane] = others[0];
+  }
+  VAE_FAST_FN T close(int lane) {
+    const T behind = top[lane] - picked[lane], e = exp_nonpositive(-behind);
+    inverse[lane] = behind == behind ? quotient(T(1), others[lane] + e) : behind;
+    return behind + log1p(others[lane] + (e - T(1)));
+  }
+  VAE_FAST_FN void share(int lane, int k, Planes<T> p, T scale) {
+    const T weight = x[lane] == T(k) ? -others[lane] : p(k);
+    p(k) = scaled(weight * inverse[lane], scale);
+  }
+};
+
+}  // namespace vae_fast
