@@ -59,6 +59,15 @@ class Draw:
         memory = torch.full((size,), torch.nan).to(t.dtype)
         return memory.as_strided(t.shape, strides, offset).copy_(t).expand(shape)
 
+    def volume(self, t: Tensor) -> Tensor:
+        """Such numbers [B, C, N] in planes or, channels last, in pixels, with gaps or without."""
+        _, planes, columns = t.shape
+        gap = self.chance.choice((0, 0, 3))
+        strides = (planes * columns + gap, 1, planes) if self.maybe() else (planes * (columns + gap), columns + gap, 1)
+        size = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, strides, strict=True)) if t.numel() else 0
+        memory = torch.full((size,), torch.nan if t.is_floating_point() else 77)
+        return memory.to(t.dtype).as_strided(t.shape, strides).copy_(t)
+
     def shared(self, rows: int, columns: int) -> tuple[int, int]:
         """The size of a parameter that may be repeated along either dimension."""
         return (1 if self.maybe(0.2) else rows), (1 if self.maybe(0.2) else columns)
@@ -106,7 +115,25 @@ def _observations(draw: Draw, likelihood: str, rows: int, columns: int) -> list[
     return [x, *entry.numbers(entry.options_for({}, x))]
 
 
+def joint_nll(draw: Draw, likelihood: str) -> list[Any]:
+    entry, (rows, columns) = LIKELIHOODS[likelihood], draw.size(COLUMNS)
+    classes, channels, columns = entry.joint == "classes", draw.chance.choice((1, 3)), min(columns, 1100)
+    planes = draw.chance.choice((1, 2, 7, 40, 300)) if classes else draw.chance.choice((1, 4)) * (3, 10)[channels == 3]
+    parameters = draw.volume(torch.randn(rows, planes, columns).to(draw.floating()))
+    if classes:
+        x = draw.placed(torch.randint(planes, (rows, columns)).to(draw.chance.choice((torch.int64, torch.int32))))
+        options: tuple[float, ...] = ()
+    else:
+        x = draw.volume(
+            torch.randint(256, (rows, channels, columns)).to(draw.chance.choice((torch.uint8, torch.int64)))
+        )
+        options = entry.numbers(entry.options_for({"channels": channels}, x))
+    return [parameters, x, *options, draw.weight(rows), draw.mask(rows, columns), draw.asked(1)]
+
+
 def nll(draw: Draw, likelihood: str) -> list[Any]:
+    if LIKELIHOODS[likelihood].joint:
+        return joint_nll(draw, likelihood)
     size = draw.size(COLUMNS)
     parameters = draw.parameters(likelihood, *size)
     return [

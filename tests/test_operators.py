@@ -20,6 +20,16 @@ def posterior(dtype=torch.float32, prior="none"):
     return [*tensors, leaf(torch.randn(1, Z, dtype=dtype)), leaf(torch.randn(B, Z, dtype=dtype))]
 
 
+def joint(name, dtype=torch.float32):
+    """[parameters, x, options...] of a likelihood with many parameters to each observation, [B, C, 3]."""
+    entry = LIKELIHOODS[name]
+    if entry.joint == "classes":
+        return [leaf(torch.randn(B, 5, 3, dtype=dtype)), torch.randint(5, (B, 3))]
+    x = torch.randint(256, (B, 3, 3), dtype=torch.uint8)
+    planes = leaf(torch.randn(B, 3, 20, dtype=dtype).transpose(1, 2))
+    return [planes, x, *entry.numbers(entry.options_for({}, x))]
+
+
 def parameters(name, dtype=torch.float32):
     if name == "bernoulli_probs":
         return [leaf(torch.rand(B, D, dtype=dtype).clamp(0.1, 0.9))]
@@ -31,15 +41,13 @@ def samples(dtype=torch.float32):
     ops, x, weight, mask = torch.ops.vae_fast, torch.rand(B, D), torch.rand(B), torch.rand(B, D) > 0.5
     beta = torch.tensor(0.5)
     for name, entry in LIKELIHOODS.items():
-        observed = (x, *entry.numbers({}))
-        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), *observed, None, None, 0)
-        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), *observed, weight, mask, 0)
+        operands = joint(name, dtype) if entry.joint else (*parameters(name, dtype), x, *entry.numbers({}))
+        seen = mask[:, :3] if entry.joint else mask
+        yield getattr(ops, f"{name}_nll"), (*operands, None, None, 0)
+        yield getattr(ops, f"{name}_nll"), (*operands, weight, seen, 0)
         for prior, reduce in (("none", True), ("given", False)):
             q = posterior(dtype, prior)
-            yield (
-                getattr(ops, f"elbo_{name}"),
-                (*parameters(name, dtype), *observed, *q, weight, mask, beta, 0.7, 0.25, reduce, 0),
-            )
+            yield getattr(ops, f"elbo_{name}"), (*operands, *q, weight, seen, beta, 0.7, 0.25, reduce, 0)
     shared = leaf(torch.randn(1, D, dtype=dtype))
     yield ops.gaussian_nll, (leaf(torch.randn(B, D, dtype=dtype)), shared, x, None, None, 0)
     for prior in ("none", "given"):

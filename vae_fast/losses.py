@@ -111,11 +111,14 @@ class ELBOLoss(nn.Module):
         """The loss: 0-dim, or [B] with reduction="none". float32, or float64 for float64 inputs.
 
         Arguments:
-            recon: [B, ...] the decoder's output: parameters of p(x|z).
+            recon: [B, ...] the decoder's output: parameters of p(x|z). "categorical", "discretized_logistic_mixture":
+                [B, C, ...], C parameters to each observation; for [B, ..., C] pass recon.movedim(-1, 1), a view.
             x: [B, ...] the data, of recon's shape: floating point, bool, or uint8 (an intensity, read as x/255).
+                "categorical": classes [B, ...]; "discretized_logistic_mixture": [B, channels, ...].
             mu, logvar: [B, ...] the encoder's output: mean and log-variance of q(z|x).
             weight: [B] not negative, of each sample's ELBO; the mean still divides by B.
-            mask: bool, broadcasts to x; True where an observation counts. What is masked, NaN too, is never used.
+            mask: bool, broadcasts to x (of a mixture, without its channels); True where an observation counts. What is
+                masked, NaN too, is never used.
             z: [B, ...] for kl="monte_carlo" the sample that the decoder saw; without it a fresh one is drawn. The
                 analytic form needs none and ignores it.
         """

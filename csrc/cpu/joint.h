@@ -54,7 +54,7 @@ struct Joint {
     static const Place cpu{aoti_torch_device_type_cpu()};
     const Tensor& p = parameters[0];
     gradients[0] = asked & 1 ? empty_planes(p, cpu) : empty({0}, p.scalar_type());
-    if (asked & 1) rows.gradient = cube(gradients[0]);
+    if (asked & 1) prefer_huge_pages(gradients[0]), rows.gradient = cube(gradients[0]);
   }
   Work likelihood_work() {
     const int64_t channels = x.dim() == 3 ? x.size(1) : 1;

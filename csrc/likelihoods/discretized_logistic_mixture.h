@@ -16,7 +16,8 @@ struct Tanh {
   T value, slope;
 
   VAE_FAST_FN explicit Tanh(T c) {
-    const T e = exp_nonpositive(T(-2) * magnitude(c)), inverse = quotient(T(1), T(1) + e), size = (T(1) - e) * inverse;
+    const T e = exp_nonpositive(T(-2) * magnitude(c)), inverse = quotient(T(1), T(1) + e),
+            size = T(1) - T(2) * e * inverse;
     value = c < T(0) ? -size : size;
     slope = T(4) * e * (inverse * inverse);
   }

@@ -108,7 +108,7 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
         nll = x.new_empty(x.shape[:1], dtype=reference.sum_dtype(*tensors[:count]))
         kl = x.new_empty(x.shape[:1], dtype=reference.sum_dtype(*(t for t in tensors[count:] if t is not None)))
         loss = x.new_empty(() if reduce else x.shape[:1], dtype=reference.sum_dtype(nll, kl))
-        return (loss, nll, kl, *empty_gradients(tensors, asked, x))
+        return (loss, nll, kl, *empty_gradients(tensors, asked, tensors[count]))
 
     def kernel(*args: Any) -> tuple[Tensor, ...]:
         tensors, x, numbers, (weight, mask, beta_factor, beta, scale, reduce, asked) = split(args)
@@ -132,7 +132,7 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
             )
             return terms[0], tuple(t.detach() for t in terms)
 
-        values, gradients = differentiate(value, tensors, asked, x)
+        values, gradients = differentiate(value, tensors, asked, tensors[count])
         return (*values, *gradients)
 
     recon = [f"recon_{name}" for name in entry.parameters]
