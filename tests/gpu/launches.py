@@ -20,7 +20,7 @@ from triton.compiler import compile as triton_compile
 from triton.runtime import driver
 from triton.runtime.jit import create_function_from_signature
 
-from vae_fast.kernels import elbo, latent, scale
+from vae_fast.kernels import elbo, latent, planes, scale
 from vae_fast.kernels import launch as launching
 from vae_fast.likelihoods import LIKELIHOODS
 
@@ -31,8 +31,11 @@ TARGETS = {
 }
 # The kernels by their operators' names
 OPERATORS = SimpleNamespace(
-    **{f"{name}_nll": functools.partial(elbo.nll, name) for name in LIKELIHOODS},
-    **{f"elbo_{name}": functools.partial(elbo.elbo, name) for name in LIKELIHOODS},
+    **{f"{name}_nll": functools.partial((planes if e.joint else elbo).nll, name) for name, e in LIKELIHOODS.items()},
+    **{
+        f"elbo_{name}": functools.partial(planes.elbo_of if entry.joint else elbo.elbo, name)
+        for name, entry in LIKELIHOODS.items()
+    },
     gaussian_kl=elbo.gaussian_kl,
     monte_carlo_kl=elbo.monte_carlo_kl,
     reparameterize=latent.reparameterize,
