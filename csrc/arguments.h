@@ -10,7 +10,7 @@
 #include <array>
 #include <optional>
 
-#include "matrix.h"
+#include "cube.h"
 
 namespace vae_fast {
 
@@ -131,6 +131,14 @@ inline Matrix mask_of(const std::optional<Tensor>& t, int64_t rows, int64_t colu
 inline Matrix scalar(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.numel() == 1 && is_floating(t.scalar_type()), name, " must be one floating point number");
   return {static_cast<char*>(t.data_ptr()), t.scalar_type(), 0, 0};
+}
+
+// [B, C, N], or [B, N] as one plane, as it lies in memory
+inline Cube cube(const Tensor& t) {
+  Cube c;
+  c.data = static_cast<char*>(t.data_ptr()), c.type = t.scalar_type();
+  c.row_stride = t.stride(0), c.plane_stride = t.dim() == 3 ? t.stride(1) : 0, c.column_stride = t.stride(t.dim() - 1);
+  return c;
 }
 
 inline const int64_t* seed_of(const Tensor& t) {

@@ -4,6 +4,7 @@
 //
 //   kTargets                      how many numbers of x belong to one observation
 //   kOptions                      as in accumulator.h
+//   kPlanes                       planes of a component
 //   kScratch                      planes of its own that a component needs, behind those of the parameters
 //   fits(planes)                  whether C may be that
 //   A(options, planes)            for C planes
@@ -14,7 +15,8 @@
 //   close(lane)                   -log p(x), in nats, once all were weighed
 //   share(lane, k, p, scale)      its gradients, times its share and scale, once closed
 //   kSingle                       each component is one plane; then lanes may also share an observation:
-//   join_looks, join_weights      every lane's state becomes that of all, `lanes` a power of two
+//   join_looks(exchange), join_weights(exchange)    every lane's state becomes that of all; exchange(value, distance) is
+//                                 that of the lane whose number differs in that bit, or absent for lanes of one vector
 #pragma once
 
 #include "math.h"
@@ -25,9 +27,9 @@ namespace vae_fast {
 template <class T>
 struct Planes {
   T* first;
-  int64_t stride;
+  int stride;
 
-  VAE_FAST_FN T& operator()(int64_t plane) const { return first[plane * stride]; }
+  VAE_FAST_FN T& operator()(int plane) const { return first[plane * stride]; }
 };
 
 // A gradient times what it is scaled by, which selects where it is 0

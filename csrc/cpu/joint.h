@@ -6,14 +6,6 @@
 
 namespace vae_fast {
 
-// [B, C, N], or [B, N] as one plane, as it lies in memory
-inline Cube cube(const Tensor& t) {
-  Cube c;
-  c.data = static_cast<char*>(t.data_ptr()), c.type = t.scalar_type();
-  c.row_stride = t.stride(0), c.plane_stride = t.dim() == 3 ? t.stride(1) : 0, c.column_stride = t.stride(t.dim() - 1);
-  return c;
-}
-
 // Accumulator, or Other where that is for x's number of channels
 template <template <class, int> class Accumulator, template <class, int> class Other>
 struct Joint {

@@ -8,6 +8,7 @@
 // Sums are the same for any number of threads, as in rows.h.
 #pragma once
 
+#include "../cube.h"
 #include "../joint.h"
 #include "rows.h"
 #include "transpose.h"
@@ -19,33 +20,6 @@ namespace vae_fast {
 
 constexpr int kTogether = 64;  // observations
 constexpr int64_t kTogetherInChunk = 1024;
-
-// [B, C, N] as it lies in memory
-struct Cube {
-  char* data = nullptr;  // null: absent
-  ScalarType type = ScalarType::Float;
-  int64_t row_stride = 0, plane_stride = 0, column_stride = 0;
-  bool counts = false;
-
-  // The planes of a row as [C, N], and its observations as [N, C]
-  Matrix planes_of(int64_t row) const { return {at(row), type, plane_stride, column_stride, counts}; }
-  Matrix observations_of(int64_t row) const { return {at(row), type, column_stride, plane_stride, counts}; }
-  bool by_observation() const { return plane_stride == 1; }
-
- private:
-  char* at(int64_t row) const { return data + row * row_stride * size(); }
-  int64_t size() const {
-    switch (type) {
-      case ScalarType::Double:
-      case ScalarType::Long: return 8;
-      case ScalarType::Float:
-      case ScalarType::Int: return 4;
-      case ScalarType::Byte:
-      case ScalarType::Bool: return 1;
-      default: return 2;
-    }
-  }
-};
 
 struct JointRows {
   int64_t rows = 0, planes = 0, columns = 0;

@@ -149,5 +149,7 @@ struct GivenKl {
 };
 GivenKl given_kl(const char* name, const Device& device, const Tensor (&parameters)[4], const Objective& objective,
                  int64_t asked);
+GivenKl standard_kl(const char* name, const Device& device, const Tensor (&parameters)[2], const Objective& objective,
+                    int64_t asked);
 
 }  // namespace vae_fast

@@ -10,6 +10,7 @@ namespace vae_fast {
 template <class T, int LANES>
 struct Categorical {
   static constexpr int kTargets = 1, kOptions = 0, kScratch = 0;
+  static constexpr int kPlanes = 1;
   static constexpr bool kSingle = true;
   int components;
   T x[LANES], picked[LANES], top[LANES], others[LANES], lost[LANES], inverse[LANES];
@@ -48,6 +49,18 @@ struct Categorical {
     for (int width = LANES / 2; width > 0; width /= 2)
       for (int lane = 0; lane < width; ++lane) others[lane] += others[lane + width];
     for (int lane = 1; lane < LANES; ++lane) others[lane] = others[0];
+  }
+  template <class Exchange>
+  VAE_FAST_FN void join_looks(const Exchange& exchange) {
+    for (int distance = 16; distance > 0; distance /= 2) {
+      const T other = exchange(picked[0], distance);
+      picked[0] = other == other ? other : picked[0];
+      top[0] = larger(top[0], exchange(top[0], distance));
+    }
+  }
+  template <class Exchange>
+  VAE_FAST_FN void join_weights(const Exchange& exchange) {
+    for (int distance = 16; distance > 0; distance /= 2) others[0] += exchange(others[0], distance);
   }
   VAE_FAST_FN T close(int lane) {
     const T behind = top[lane] - picked[lane], e = exp_nonpositive(-behind);
