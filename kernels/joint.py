@@ -3,8 +3,8 @@
     step(parameters, x, component, OPTIONS) -> (nll, gradients)
 
 on tiles [PIXELS, COMPONENTS]: parameters, a tile of each kind (a plane is kind M + component of M); x, a column of each
-channel; component, a row of their numbers. Where there are fewer components than the tile has, the first kind's are
--inf and the others' 0. nll is [PIXELS, 1], in nats.
+channel; component, a row of their numbers. Where there are fewer components than the tile has, these are -1, the first
+kind's parameters -inf and the others' 0. nll is [PIXELS, 1], in nats.
 """
 
 from collections.abc import Mapping

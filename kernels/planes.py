@@ -67,7 +67,7 @@ def tile_of(
         place = x_ptr + row * x_of_row + channel * x_of_channel + pixel * x_of_pixel
         observed = observed + (tl.load(place, mask=keep, other=0).to(tl.float32),)
 
-    nll, gradients = STEP(tensors, observed, component, OPTIONS)
+    nll, gradients = STEP(tensors, observed, tl.where(there, component, -1), OPTIONS)
 
     gradient_ptr, gradient_of_row, gradient_of_plane, gradient_of_pixel = gradient
     if gradient_ptr is not None:

@@ -6,6 +6,7 @@
 
 namespace vae_fast {
 
+constexpr int kTilesByWarp = 8;   // of one observation a warp, that are worth a sum of their own
 constexpr int kLeastByWarp = 64;  // planes, one after the other, that are worth a warp
 
 // How a likelihood's planes are tiled
@@ -99,7 +100,7 @@ class JointProgram {
     const bool by_warp = Lanes::kSingle && (term.parameters.by_observation() ? term.planes >= kLeastByWarp
                                                                              : tile_of<Lanes>(term.planes) < 8);
     term.together = by_warp ? std::min(kTileThreads / 32, kTileBytes / 4 / term.planes) : tile_of<Lanes>(term.planes);
-    tile(term, b);
+    tile(term, b, by_warp ? kTilesByWarp : 1);
     allocate(place, kl, with_loss);
     const int threads = by_warp ? 32 * term.together : kTileThreads;
     const int bytes =
@@ -128,7 +129,8 @@ class JointProgram {
     return together;
   }
 
-  void tile(const JointTerm& term, int64_t b) {
+  // least: tiles of a split
+  void tile(const JointTerm& term, int64_t b, int64_t least) {
     Tiling& t = objective.tiling;
     objective.rows = b;
     const int64_t parts = std::max<int64_t>(1, cdiv(term.columns, term.together));
@@ -136,7 +138,8 @@ class JointProgram {
       t.groups = cdiv(term.columns, term.together);
     } else {
       t.groups = b;
-      const int64_t splits = std::min(parts, std::max<int64_t>(1, cdiv(4 * kBlocks, std::max<int64_t>(1, b))));
+      const int64_t splits =
+          std::min(cdiv(parts, least), std::max<int64_t>(1, cdiv(4 * kBlocks, std::max<int64_t>(1, b))));
       t.split_columns = static_cast<int>(cdiv(parts, splits)) * term.together;
       t.splits = static_cast<int>(std::max<int64_t>(1, cdiv(term.columns, t.split_columns)));
     }

@@ -12,7 +12,7 @@ def categorical(parameters, x, component, OPTIONS: tl.constexpr):
     """others = sum of e^(l_k - top) over the classes but x: a value near 0 and l_x's gradient don't cancel. A class
     that isn't there gives NaN."""
     logits = parameters[0]
-    here = component == x[0]
+    here = (component == x[0]) & (component >= 0)
     top = tl.max(logits, 1)[:, None]
     e = ex2((logits - top) * LOG2_E)
     others = tl.sum(tl.where(here, 0.0, e), 1)[:, None]
