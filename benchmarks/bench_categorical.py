@@ -1,4 +1,4 @@
-"""Categorical: `vae_fast.categorical_nll` against F.cross_entropy, which keeps the log-probabilities for its gradient."""
+"""Categorical: `vae_fast.categorical_nll` against F.cross_entropy, which keeps log-probabilities for its gradient."""
 
 from dataclasses import replace
 
