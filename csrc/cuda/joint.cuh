@@ -49,9 +49,10 @@ class JointProgram {
         "x must have shape [B, N] or [B, channels, N] and the parameters' B and N");
     STD_TORCH_CHECK(fits<A>() || fits<B>(), "parameters have ", parameters.size(1), " planes, which don't fit ",
                     channels(), " channels of x");
-    STD_TORCH_CHECK((parameters.size(1) - 1) * parameters.stride(1) + (parameters.size(2) - 1) * parameters.stride(2) <
-                        (int64_t{1} << 31),
-                    "a row's parameters must lie within 2^31 of one another");
+    const int64_t apart =
+        parameters.size(2) == 1 ? kTileThreads * parameters.stride(0) : (parameters.size(2) - 1) * parameters.stride(2);
+    STD_TORCH_CHECK((parameters.size(1) - 1) * parameters.stride(1) + apart < (int64_t{1} << 31),
+                    "the parameters of a row, or of neighbouring rows, must lie within 2^31 of one another");
   }
   int64_t rows() const { return parameters.size(0); }
 

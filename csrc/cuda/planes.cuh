@@ -28,24 +28,32 @@ struct JointTerm {
   bool single = false;  // each observation is a row of its own, and `columns` those rows
 };
 
-// Calls f(observation, plane) for a tile's elements, neighbours in memory by neighbouring threads
+// Calls f(offset, cell) for a tile's elements, neighbours in memory by neighbouring threads: where an element lies in
+// `cube`, from the tile's first observation on, and in shared memory, where an observation is `across` further on than
+// the one before, and a plane `down`. Both are only added to from one turn to the next.
 template <class F>
-__device__ __forceinline__ void each_element(const JointTerm& term, int n, const F& f) {
+__device__ __forceinline__ void each_element(const JointTerm& term, const Cube& cube, int n, int across, int down,
+                                             const F& f) {
   const int threads = blockDim.x, planes = term.planes;
+  const int of_plane = static_cast<int>(cube.plane_stride), of_column = static_cast<int>(cube.column_stride);
   if (term.parameters.plane_stride == 1) {
-    int i = threadIdx.x / planes, c = threadIdx.x % planes;
-    const int next = threads / planes, more = threads % planes;
+    const int i = threadIdx.x / planes, next = threads / planes, more = threads % planes;
+    int c = threadIdx.x % planes, offset = i * of_column + c * of_plane, cell = i * across + c * down;
+    const int offset_on = next * of_column + more * of_plane, cell_on = next * across + more * down;
+    const int offset_back = of_column - planes * of_plane, cell_back = across - planes * down;
 #pragma unroll 4
-    for (; i < n; i += next) {
-      f(i, c);
-      c += more;
-      if (c >= planes) c -= planes, ++i;
+    for (int e = threadIdx.x; e < n * planes; e += threads) {
+      f(offset, cell);
+      c += more, offset += offset_on, cell += cell_on;
+      if (c >= planes) c -= planes, offset += offset_back, cell += cell_back;
     }
   } else {
     const int i = threadIdx.x % term.together, side = threads / term.together;
     if (i >= n) return;
+    const int first = threadIdx.x / term.together;
+    int offset = i * of_column + first * of_plane, cell = i * across + first * down;
 #pragma unroll 4
-    for (int c = threadIdx.x / term.together; c < planes; c += side) f(i, c);
+    for (int c = first; c < planes; c += side, offset += side * of_plane, cell += side * down) f(offset, cell);
   }
 }
 
@@ -86,17 +94,13 @@ __device__ __forceinline__ float close_warp(A& state, Planes<float> p, float fac
 template <class A, class P, bool GRADIENTS, bool BY_WARP>
 __device__ __forceinline__ float see_tile(const JointTerm& term, int64_t row, int column, int n, float weight,
                                           float scale, float* staged) {
-  const int planes = term.planes, apart = BY_WARP ? 1 : term.together + 1;
+  const int planes = term.planes;
+  const int across = BY_WARP ? planes : 1, down = BY_WARP ? 1 : term.together + 1;  // in shared memory
   const int mine = BY_WARP ? threadIdx.x / 32 : threadIdx.x;
-  const P* from = place<P>(term.parameters, row, column);
-  const int of_plane = static_cast<int>(term.parameters.plane_stride);
-  const int of_column = static_cast<int>(term.parameters.column_stride);
-  const auto cell = [&](int i, int c) { return BY_WARP ? i * planes + c : c * apart + i; };
+  const auto* from = reinterpret_cast<const char*>(place<P>(term.parameters, row, column));
   __syncthreads();
-  each_element(term, n, [&](int i, int c) {
-    staged[cell(i, c)] = load<P>(reinterpret_cast<const char*>(from), term.parameters.type,
-                                 int64_t{i} * of_column + int64_t{c} * of_plane, 1.f);
-  });
+  each_element(term, term.parameters, n, across, down,
+               [&](int offset, int cell) { staged[cell] = load<P>(from, term.parameters.type, offset, 1.f); });
   __syncthreads();
 
   float value = 0.f;
@@ -112,7 +116,7 @@ __device__ __forceinline__ float see_tile(const JointTerm& term, int64_t row, in
       x[c] = load<Any>(term.x.data, term.x.type,
                        row * term.x.row_stride + c * term.x.plane_stride + at * term.x.column_stride, 1.f);
     state.observe(0, x);
-    const Planes<float> p{staged + (BY_WARP ? mine * planes : mine), apart};
+    const Planes<float> p{staged + mine * across, down};
     const float factor = counts ? weight * scale : 0.f;
     float found;
     if constexpr (BY_WARP) found = close_warp<A, GRADIENTS>(state, p, factor);
@@ -120,14 +124,10 @@ __device__ __forceinline__ float see_tile(const JointTerm& term, int64_t row, in
     if (counts && (!BY_WARP || threadIdx.x % 32 == 0)) value = found;
   }
   if (GRADIENTS) {
-    P* to = place<P>(term.gradient, row, column);
-    const int out_plane = static_cast<int>(term.gradient.plane_stride);
-    const int out_column = static_cast<int>(term.gradient.column_stride);
+    auto* to = reinterpret_cast<char*>(place<P>(term.gradient, row, column));
     __syncthreads();
-    each_element(term, n, [&](int i, int c) {
-      store<P>(reinterpret_cast<char*>(to), term.gradient.type, int64_t{i} * out_column + int64_t{c} * out_plane,
-               staged[cell(i, c)]);
-    });
+    each_element(term, term.gradient, n, across, down,
+                 [&](int offset, int cell) { store<P>(to, term.gradient.type, offset, staged[cell]); });
   }
   return value;
 }
