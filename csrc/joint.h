@@ -14,9 +14,9 @@
 //   weigh(lane, k, p)             its share, in proportion, once all were looked at
 //   close(lane)                   -log p(x), in nats, once all were weighed
 //   share(lane, k, p, scale)      its gradients, times its share and scale, once closed
-//   kSingle                       each component is one plane; then lanes may also share an observation:
-//   join_looks(exchange), join_weights(exchange)    every lane's state becomes that of all; exchange(value, distance) is
-//                                 that of the lane whose number differs in that bit, or absent for lanes of one vector
+//   kSingle                       each component is one plane; then lanes, of which each sees some, may share one:
+//   join_looks(exchange), join_weights(exchange)    every lane's state becomes that of all 32; exchange(value, distance)
+//                                 is that of the lane whose number differs in that bit
 #pragma once
 
 #include "math.h"

@@ -18,7 +18,7 @@ BY_LANES = {
     **{f"run_block<vae_fast::{name}, float, true": 0 for name in ("StandardKl", "GaussianKl", "LogRatio")},
     "run_block<vae_fast::GaussianShared, float, true": 30,  # one exponential a row
     **{f"run_block<vae_fast::LogisticMixtureOf{x}, float, true": 0 for x in ("Colours", "Greys")},
-    **{f"run_block<vae_fast::Categorical, float, {gradients}": 0 for gradients in ("true", "false")},
+    **{f"run_block<vae_fast::Categorical, float, {gradients}": 50 for gradients in ("true", "false")},  # sums of lanes
     "run_block<vae_fast::LaplaceShared, float, true": 30,
 }
 # Loops that compilers follow by a scalar one, for the rest

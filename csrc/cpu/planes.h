@@ -10,13 +10,11 @@
 
 #include "../cube.h"
 #include "../joint.h"
+#include "classes.h"
 #include "rows.h"
 #include "transpose.h"
 
 namespace vae_fast {
-
-// A loop by lanes: independent of one another, and not to be taken apart before vectors are made of it
-#define VAE_FAST_BY_LANES _Pragma("GCC ivdep") _Pragma("GCC unroll 1")
 
 constexpr int kTogether = 64;  // observations
 constexpr int64_t kTogetherInChunk = 1024;
@@ -105,46 +103,23 @@ inline __attribute__((always_inline)) void close_lanes(const T* options, int64_t
     state.share(lane, k, Planes<T>{first + from + lane, kTogether}, scale[from + lane]);
 }
 
-// One observation, whose planes lie one after the other, up to whole vectors: lanes share it
-template <class A, bool GRADIENTS, class T>
-inline __attribute__((always_inline)) T close_one(const T* options, int planes, T* first, T x, T scale) {
-  A state(options, planes);
-  const T observed[1] = {x};
-  const Planes<T> p{first, 1};
-  T values[kLanes];
-  VAE_FAST_BY_LANES
-  for (int lane = 0; lane < kLanes; ++lane) state.observe(lane, observed);
-  for (int k = 0; k < planes; k += kLanes) VAE_FAST_BY_LANES
-  for (int lane = 0; lane < kLanes; ++lane) state.template look<GRADIENTS>(lane, k + lane, p);
-  state.join_looks();
-  for (int k = 0; k < planes; k += kLanes) VAE_FAST_BY_LANES
-  for (int lane = 0; lane < kLanes; ++lane) state.weigh(lane, k + lane, p);
-  state.join_weights();
-  VAE_FAST_BY_LANES
-  for (int lane = 0; lane < kLanes; ++lane) values[lane] = state.close(lane);
-  for (int k = 0; GRADIENTS && k < planes; k += kLanes) VAE_FAST_BY_LANES
-  for (int lane = 0; lane < kLanes; ++lane) state.share(lane, k + lane, p, scale);
-  return values[0];
-}
-
-// Whether n observations are faster one after the other: each takes as long as some 200 parameters more, but no lane is
-// idle, and nothing is transposed, which is worth half of the rest
+// Whether n observations are faster one after the other: each takes as long as some 290 parameters more, but no lane is
+// idle, and nothing is transposed, which is worth a third of the rest
 inline bool shares_lanes(int n, int64_t planes) {
   const int lanes = (n + kLanes - 1) / kLanes * kLanes;
-  return 2 * n * (200 + planes) < 3 * lanes * planes;
+  return 3 * n * (290 + planes) < 4 * lanes * planes;
 }
 
-template <class A, bool GRADIENTS, class T>
-inline __attribute__((always_inline)) void close_each(const JointRows& p, int64_t row, int64_t column, int n, T* planes,
-                                                      const T* options, const T* x, const T* scale, T* values) {
+template <bool GRADIENTS, class T>
+inline __attribute__((always_inline)) void close_each(const JointRows& p, int64_t row, int64_t column, int n,
+                                                      const T* x, const T* scale, T* buffer, T* values) {
   const Matrix from = p.parameters.observations_of(row), to = p.gradient.observations_of(row);
-  for (int64_t k = p.planes; k % kLanes; ++k) planes[k] = -std::numeric_limits<T>::infinity();
+  T* const rounded = buffer + p.planes;  // the second of two rows
   for (int i = 0; i < n; ++i) {
-    const T* staged = load(from, column + i, 0, p.planes, planes);
-    if (staged != planes) std::copy(staged, staged + p.planes, planes);
-    values[i] = close_one<A, GRADIENTS>(options, static_cast<int>(p.planes), planes, x[i], scale[i]);
-    if (GRADIENTS) store(planes, to, column + i, 0, p.planes);
-    for (int64_t k = p.planes; k % kLanes; ++k) planes[k] = -std::numeric_limits<T>::infinity();
+    const T* logits = load(from, column + i, 0, p.planes, buffer);
+    T* gradient = GRADIENTS ? destination(to, column + i, 0, rounded) : rounded;
+    values[i] = close_classes<GRADIENTS>(logits, static_cast<int>(p.planes), x[i], scale[i], gradient);
+    if (GRADIENTS && gradient == rounded) store(rounded, to, column + i, 0, p.planes);
   }
 }
 
@@ -170,7 +145,7 @@ VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column
   bool one_by_one = false;
   if constexpr (A::kSingle) {
     one_by_one = p.parameters.by_observation() && shares_lanes(n, p.planes);
-    if (one_by_one) close_each<A, GRADIENTS>(p, row, column, n, planes, options, x[0], scale, values);
+    if (one_by_one) close_each<GRADIENTS>(p, row, column, n, x[0], scale, buffer, values);
   }
   if (!one_by_one) {
     gather(p.parameters, row, column, n, p.planes, planes, buffer);

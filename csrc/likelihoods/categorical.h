@@ -5,6 +5,19 @@
 
 namespace vae_fast {
 
+// -log p(x), and what the exponentials are multiplied by to be probabilities
+template <class T>
+struct CategoricalEnd {
+  T value, inverse;
+};
+
+template <class T>
+VAE_FAST_FN CategoricalEnd<T> close_categorical(T top, T picked, T others) {
+  const T behind = top - picked, e = exp_nonpositive(-behind);
+  const T inverse = behind == behind ? quotient(T(1), others + e) : behind;
+  return {behind + log1p(others + (e - T(1))), inverse};
+}
+
 // others = sum of e^(l_k - top) over the classes but x, so that a value near 0 and the gradient of l_x don't cancel; what
 // rounding took from it is in `lost` (Kahan), since there may be many. A class that isn't there gives NaN.
 template <class T, int LANES>
@@ -36,20 +49,6 @@ struct Categorical {
     others[lane] = sum;
     p(k) = e;
   }
-  VAE_FAST_FN void join_looks() {
-    for (int width = LANES / 2; width > 0; width /= 2)
-      for (int lane = 0; lane < width; ++lane) {
-        const T other = picked[lane + width];
-        picked[lane] = other == other ? other : picked[lane];
-        top[lane] = larger(top[lane], top[lane + width]);
-      }
-    for (int lane = 1; lane < LANES; ++lane) picked[lane] = picked[0], top[lane] = top[0];
-  }
-  VAE_FAST_FN void join_weights() {
-    for (int width = LANES / 2; width > 0; width /= 2)
-      for (int lane = 0; lane < width; ++lane) others[lane] += others[lane + width];
-    for (int lane = 1; lane < LANES; ++lane) others[lane] = others[0];
-  }
   template <class Exchange>
   VAE_FAST_FN void join_looks(const Exchange& exchange) {
     for (int distance = 16; distance > 0; distance /= 2) {
@@ -63,9 +62,9 @@ struct Categorical {
     for (int distance = 16; distance > 0; distance /= 2) others[0] += exchange(others[0], distance);
   }
   VAE_FAST_FN T close(int lane) {
-    const T behind = top[lane] - picked[lane], e = exp_nonpositive(-behind);
-    inverse[lane] = behind == behind ? quotient(T(1), others[lane] + e) : behind;
-    return behind + log1p(others[lane] + (e - T(1)));
+    const CategoricalEnd<T> end = close_categorical(top[lane], picked[lane], others[lane]);
+    inverse[lane] = end.inverse;
+    return end.value;
   }
   VAE_FAST_FN void share(int lane, int k, Planes<T> p, T scale) {
     const T weight = x[lane] == T(k) ? -others[lane] : p(k);
