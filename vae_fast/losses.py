@@ -133,7 +133,7 @@ class ELBOLoss(nn.Module):
         z: Tensor | None = None,
     ) -> ELBOTerms:
         """(loss, nll [B], kl [B]) for the arguments of `forward`; nll and kl are detached and cost nothing more."""
-        parameters = self._parameters_of(recon)
+        parameters = self.parameters_of(recon)
         names = ("ELBOLoss", "recon", *self.entry.parameters[1:])
         objective = functional.Objective(
             self.prior, weight, mask, self.beta, self._scale(parameters[0]), self.reduction != "none"
@@ -146,7 +146,8 @@ class ELBOLoss(nn.Module):
             checks.support("ELBOLoss", x, *self.entry.support, weight, mask)
         return ELBOTerms(loss, *(t.detach() if t.requires_grad else t for t in (nll, kl)))
 
-    def _parameters_of(self, recon: Reconstruction) -> tuple[Tensor | float, ...]:
+    def parameters_of(self, recon: Reconstruction) -> tuple[Tensor | float, ...]:
+        """The likelihood's parameters, defaults filled in. Raises TypeError for too few or too many."""
         entry = self.entry
         given = (recon,) if isinstance(recon, Tensor) else recon
         least = len(entry.parameters) - len(entry.defaults)
