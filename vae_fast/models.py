@@ -28,14 +28,15 @@ class VAE(nn.Module):
     Arguments:
         encoder: x [B, ...] -> (mu, logvar) of q(z|x), or one tensor [B, 2 Z] that holds both, mu first.
         decoder: z [B, Z] -> parameters of p(x|z), as `ELBOLoss` takes them: logits for "bernoulli"; the mean or
-            (mean, logvar) for "gaussian"; (log_mu, log_theta, pi) for "zero_inflated_negative_binomial".
+            (mean, logvar) for "gaussian"; [B, C, ...] for "categorical" and "discretized_logistic_mixture".
         likelihood, beta, options: as for `ELBOLoss`.
         latent_dim: Z; needed by `sample` before anything was encoded.
         library: for counts. Given, the decoder's first parameter is of proportions, and each row of x multiplies it by
             its total (scVI's observed library size); this number is the total where there is no x, as in `sample`.
 
     Data x is floating point, bool, or uint8 (an intensity): the encoder sees it as x/255, the loss reads the bytes.
-    Of a likelihood of counts x may be int32, int64 and uint16 too, and the encoder sees the numbers that they are.
+    Of a likelihood of counts, levels or classes x may be int32, int64 and uint16 too: the encoder sees levels divided
+    by the highest, counts and classes as the numbers that they are.
     """
 
     def __init__(
@@ -91,15 +92,20 @@ class VAE(nn.Module):
         mean: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The mean of p(x|z), probabilities for "bernoulli"; a draw of x if not mean.
+        """The mean of p(x|z), probabilities for "bernoulli", for "categorical" the likeliest; a draw of x if not mean.
 
         library: total counts, a number or one a row; by default the model's.
         """
         entry, options = self.objective.entry, self.objective.options
-        parameters = self.likelihood_parameters(z, library=library)
+        first, *rest = self.likelihood_parameters(z, library=library)
+        shape = first.shape[2:]
+        if entry.joint:
+            first = first.flatten(2) if shape else first.unsqueeze(2)
         if mean:
-            return entry.mean(*parameters, **options)
-        return entry.sample(*parameters, generator=generator, **options)
+            x = entry.mean(first, *rest, **options)
+        else:
+            x = entry.sample(first, *rest, generator=generator, **options)
+        return x.reshape(*x.shape[:-1], *shape) if entry.joint else x
 
     def likelihood_parameters(self, z: Tensor, *, library: float | Tensor | None = None) -> tuple[Tensor, ...]:
         """Every parameter of p(x|z), those that the decoder leaves out too. `library`: as for `decode`."""
@@ -172,7 +178,8 @@ class VAE(nn.Module):
         self, recon: Reconstruction, x: Tensor, mu: Tensor, logvar: Tensor, weight: Tensor | None, mask: Tensor | None
     ) -> ELBOTerms:
         first = recon if isinstance(recon, Tensor) else recon[0]
-        if first.shape != x.shape and first.numel() == x.numel() and len(first) == len(x):
+        alike = first.numel() == x.numel() and len(first) == len(x) and not self.objective.entry.joint
+        if first.shape != x.shape and alike:
             if mask is not None:
                 mask = checks.element_mask("VAE", mask, x).reshape(first.shape)
             x = x.reshape(first.shape)
@@ -182,8 +189,10 @@ class VAE(nn.Module):
         if x.is_floating_point():
             return x
         dtype = next((p.dtype for p in self.encoder.parameters()), torch.float32)
-        intensity = x.dtype == torch.uint8 and not self.objective.entry.counts
-        return x.to(dtype) / 255 if intensity else x.to(dtype)
+        entry = self.objective.entry
+        if "levels" in entry.options:
+            return x.to(dtype) / (self.objective.options.get("levels", entry.options["levels"]) - 1)
+        return x.to(dtype) / 255 if x.dtype == torch.uint8 and not entry.counts else x.to(dtype)
 
 
 def _check_library(entry: Likelihood, library: float) -> None:

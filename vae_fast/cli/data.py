@@ -72,7 +72,7 @@ class VAEData(LightningDataModule):
         labels: Where the classes of counts are: in a .h5ad file a column of obs, in .npz a key.
             By default cell_type or the like, if there is one.
         counts: Whether to read counts.
-        quantise: Where classes are to be told apart, the number of grey levels that images are cut into.
+        quantise: How many grey levels to cut images into, if fewer than they have.
     """
 
     def __init__(

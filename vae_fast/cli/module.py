@@ -11,22 +11,11 @@ from torch import Tensor
 import vae_fast
 
 from .errors import UserError
-from .heads import COUNTS, LEVELS, CountDecoder, image_decoder, loss_options
-from .networks import NETWORKS, SMALLEST_SIDE, WIDTHS, count_encoder
+from .heads import COUNTS, LEVELS, loss_options, networks
+from .networks import SMALLEST_SIDE, WIDTHS
 
 ARCHITECTURE = ("likelihood", "latent_dim", "network", "widths", "components", "levels")
 MOST_LEVELS = 256
-
-
-class Divided(torch.nn.Module):
-    """x / d: the numbers of grey levels as grey values."""
-
-    def __init__(self, d: float) -> None:
-        super().__init__()
-        self.d = d
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x / self.d
 
 
 class VAEModule(LightningModule):
@@ -87,18 +76,8 @@ class VAEModule(LightningModule):
         self.save_hyperparameters(logger=False)
         self.lr, self.epochs, self.counts = lr, epochs, counts
         self.importance_samples = 0
-        if counts:
-            encoder = count_encoder(shape, latent_dim, widths)
-            decoder: torch.nn.Module = CountDecoder(likelihood, shape[0], latent_dim, widths)
-        else:
-            make_encoder, make_decoder = NETWORKS[network]
-            encoder = make_encoder(shape, latent_dim, widths)
-            decoder = image_decoder(
-                likelihood, lambda outputs: make_decoder(outputs, latent_dim, widths), shape, components, levels or 0
-            )
-        self.steps = levels - 1 if likelihood == "categorical" and levels else None
-        if self.steps:
-            encoder = torch.nn.Sequential(Divided(self.steps), encoder)
+        self.highest = 255 if levels is None else levels - 1
+        encoder, decoder = networks(likelihood, shape, latent_dim, network, widths, components, levels)
         self.vae = vae_fast.VAE(
             encoder,
             decoder,
@@ -106,14 +85,12 @@ class VAEModule(LightningModule):
             beta=beta,
             latent_dim=latent_dim,
             library=(library or 1.0) if counts else None,
-            **loss_options(likelihood, levels or 0),
+            **loss_options(likelihood, shape[0], levels),
         )
 
     def pixels(self, x: Tensor) -> Tensor:
         """Data, means or draws of images as float32 in [0, 1]."""
-        if self.steps:
-            return x.float() / self.steps
-        return x.float() / 255 if x.dtype == torch.uint8 else x.float().clamp(0, 1)
+        return x.float().clamp(0, 1) if x.is_floating_point() else x.float() / self.highest
 
     def on_fit_start(self) -> None:
         if self.trainer.world_size > 1:
@@ -192,6 +169,8 @@ def _check_network(shape: tuple[int, ...], network: str, widths: list[int], coun
 def _check_levels(shape: tuple[int, ...], likelihood: str, components: int, levels: int | None) -> None:
     if components < 1:
         raise UserError(f"--components {components}: expected a positive number")
+    if likelihood == "discretized_logistic_mixture" and shape[0] not in (1, 3):
+        raise UserError(f"--likelihood {likelihood}: images of {shape[0]} channels; expected 1 or 3")
     if levels is None:
         return
     if likelihood not in LEVELS:
