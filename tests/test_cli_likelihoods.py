@@ -38,13 +38,13 @@ def test_every_likelihood_of_images_learns(likelihood: str, channels: int) -> No
     x = pictures(likelihood, channels)
     model = model_of(likelihood, tuple(x.shape[1:]))
     before = model.vae.loss(x).item()
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(40):
         optimizer.zero_grad()
         model.vae.loss(x).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         optimizer.step()
-    assert model.vae.loss(x).item() < before - 20 * channels
+    assert model.vae.loss(x).item() < before - 15 * channels
 
 
 @pytest.mark.parametrize("mean", [True, False])
