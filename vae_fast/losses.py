@@ -33,7 +33,8 @@ class ELBOLoss(nn.Module):
     """The negative ELBO, -E_q[log p(x|z)] + beta KL(q(z|x) || p(z)), in nats, with its gradients from one pass.
 
     Arguments:
-        likelihood: "bernoulli" (recon: logits) or "gaussian" (recon: the mean, with unit variance, or (mean, logvar)).
+        likelihood: "bernoulli" (recon: logits), "gaussian" (recon: the mean, with unit variance, or (mean, logvar)) or
+            another; recon holds what `<likelihood>_nll` takes before x, in that order (docs/likelihoods.md).
         beta: weight of the KL (Higgins et al. 2017), not negative, a number or a 0-dim tensor. Assign `loss.beta` to
             anneal it; under torch.compile or CUDA graphs make it a tensor, on the data's device, and change that in
             place. beta = 0 leaves the KL out.
