@@ -231,7 +231,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("counts")
     x, y = cells()
     np.savez(folder / "cells.npz", x=x, y=np.array(["b", "t", "nk"])[y])
-    args = ("--data", folder / "cells.npz", "--run_dir", folder / "runs/vae", *SMALL)
+    args = ("--data", folder / "cells.npz", "--labels", "y", "--run_dir", folder / "runs/vae", *SMALL)
     assert command("fit", "--likelihood", ZINB, "--epochs", 8, "--lr", 0.01, *args) == 0
     return folder / "runs/vae/version_0"
 
@@ -270,6 +270,9 @@ def test_test_and_sample_of_counts(
     mean = np.load("out.npy")
     assert mean.dtype == np.float32 and (mean > 0).all()
     refused("out.png: the model is one of counts; expected a name ending in .npy", "sample", "out.png", *best)
+    np.save("more.npy", cells(50, seed=1)[0])
+    assert command("test", *best, "--data", "more.npy", "--k", 0) == 0
+    assert "5 test observations of more.npy" in capsys.readouterr().out
     np.save("other.npy", data[:, :39])
     refused("--data other.npy: 39 columns; the checkpoint was trained on 40", "test", *best, "--data", "other.npy")
 

@@ -191,7 +191,7 @@ class VAE(nn.Module):
         dtype = next((p.dtype for p in self.encoder.parameters()), torch.float32)
         entry = self.objective.entry
         if "levels" in entry.options:
-            return x.to(dtype) / (self.objective.options.get("levels", entry.options["levels"]) - 1)
+            return x.to(dtype) / (float(self.objective.options.get("levels", entry.options["levels"])) - 1)
         return x.to(dtype) / 255 if x.dtype == torch.uint8 and not entry.counts else x.to(dtype)
 
 

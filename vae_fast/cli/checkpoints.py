@@ -79,8 +79,10 @@ def load_model(path: Path, checkpoint: dict[str, Any]) -> VAEModule:
 
 
 def load_data(path: Path, checkpoint: dict[str, Any], **options: Any) -> VAEData:
-    """The data the checkpoint was trained on, or what `options` name instead."""
+    """The data the checkpoint was trained on, or what `options` name instead; other data has layers of its own."""
     given = {name: value for name, value in options.items() if value is not None}
+    if "data" in given:
+        given = {"layer": None, "labels": None, **given}
     try:
         observations = VAEData(**{**checkpoint["datamodule_hyper_parameters"], **given})
     except TypeError as error:
