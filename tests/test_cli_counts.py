@@ -327,3 +327,11 @@ def test_predicted_counts_of_a_model_that_is_right() -> None:
     axes = draw_counts(columns).axes
     assert [ax.get_title() for ax in axes] == ["Mean count of each column", "Fraction of zeros of each column"]
     assert axes[0].get_xlabel() == "observed" and axes[1].get_ylabel() == "predicted"
+
+
+@pytest.mark.parametrize("mean", [[0.0, 2.0], [0.0, 0.0]], ids=["one column", "all"])
+def test_columns_without_counts_are_drawn(mean: list[float]) -> None:
+    columns = {name: torch.tensor(mean) for name in ("mean", "predicted mean", "zeros", "predicted zeros")}
+    figure = draw_counts(columns)
+    figure.canvas.draw()
+    assert figure.axes[0].get_xscale() == ("log" if any(mean) else "linear")

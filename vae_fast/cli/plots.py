@@ -169,7 +169,8 @@ def counts(columns: dict[str, Tensor]) -> Figure:
         ax.plot(ends, ends, color=STYLE["train"][0], linewidth=1, zorder=0)
         ax.set(title=f"{title} of each column", xlabel="observed", ylabel="predicted")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set(xscale="log", yscale="log")
+    if columns["mean"].any():
+        axes[0].set(xscale="log", yscale="log")
     return figure
 
 
