@@ -22,7 +22,7 @@ train: $(READY)
 	$(VENV)/bin/vae-fast fit $(ARGS)
 
 test: $(READY)
-	$(IN_VENV) -m pytest --benchmark-disable $(ARGS)
+	$(IN_VENV) -m pytest --benchmark-disable -n auto --dist worksteal $(ARGS)
 
 bench: $(READY)
 	mkdir -p $(dir $(RUN))

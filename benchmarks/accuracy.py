@@ -68,6 +68,49 @@ def divergences() -> Iterator[Row]:
         yield f"KL of two equal Gaussians, log sigma = {s:g}", kl_between(zero, zero, sigma, sigma), ours, 0
 
 
+def usual_nb(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    """-log NB(x | mu, theta) by Gamma functions, 1e-8 in every logarithm."""
+    coefficient = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    total = torch.log(theta + mu + 1e-8)
+    return -(coefficient + theta * (torch.log(theta + 1e-8) - total) + x * (torch.log(mu + 1e-8) - total))
+
+
+def exact_nb(x: int, mu: int, theta: Any) -> Any:
+    coefficient = mpmath.loggamma(theta) + mpmath.loggamma(x + 1) - mpmath.loggamma(x + theta)
+    return coefficient + theta * mpmath.log(1 + mpf(mu) / theta) + x * mpmath.log(1 + mpf(theta) / mu)
+
+
+def counts() -> Iterator[Row]:
+    million = column(1e6)
+    usual = (million - million * million.log() + torch.lgamma(million + 1)).item()
+    ours = vae_fast.poisson_nll(million, million, log_rate=False).item()
+    exact = mpf(10) ** 6 - 10**6 * mpmath.log(10**6) + mpmath.loggamma(10**6 + 1)
+    yield "Poisson: a count of 1e6 of mean 1e6", usual, ours, exact
+    mu, x = column(3.0), column(5.0)
+    usual = usual_nb(x, mu, million).item()
+    ours = vae_fast.negative_binomial_nll(mu, million, x).item()
+    yield "negative binomial: 5 of mean 3, theta = 1e6", usual, ours, exact_nb(5, 3, 10**6)
+    theta = column(1e4)
+    _, usual = value_and_gradient(lambda t: usual_nb(x, mu, t), theta)
+    _, ours = value_and_gradient(lambda t: vae_fast.negative_binomial_nll(mu, t, x), theta)
+    yield "the same, theta = 1e4: gradient in theta", usual, ours, mpmath.diff(lambda t: exact_nb(5, 3, t), mpf(10**4))
+
+
+def levels() -> Iterator[Row]:
+    logit, x = column(30.0), column(0.7)
+    usual = -torch.distributions.ContinuousBernoulli(logits=logit).log_prob(x).item()
+    ours = vae_fast.continuous_bernoulli_nll(logit, x).item()
+    exact = mpmath.log(mpmath.expm1(30) / 30) - mpf(x.item()) * 30
+    yield "continuous Bernoulli: 0.7 of logit 30", usual, ours, exact
+    mean, log_scale, level = column(0.0), column(-7.0), torch.tensor([[131]], dtype=torch.uint8)
+    value = level.float() / 127.5 - 1
+    usual = vae_fast.discretized_logistic_nll(mean, log_scale, value, compat="pixelcnn++").item()
+    ours = vae_fast.discretized_logistic_nll(mean, log_scale, level).item()
+    a, b = ((mpf(2 * 131 - 255 + shift) / 255) * mpmath.exp(7) for shift in (-1, 1))
+    exact = -mpmath.log(1 / (1 + mpmath.exp(-b)) - 1 / (1 + mpmath.exp(-a)))
+    yield "discretised logistic: level 131 of mean 127.5, log-scale -7", usual, ours, exact
+
+
 def masks() -> Iterator[Row]:
     logits, x = torch.tensor([[0.0, torch.nan]]), torch.zeros(1, 2)
     mask = torch.tensor([[True, False]])
@@ -95,9 +138,9 @@ def underflow() -> Iterator[Row]:
 def main() -> None:
     mpmath.mp.dps = 50
     print("| quantity | the usual formula | vae_fast | true |\n| --- | --- | --- | --- |")
-    for source in (bernoulli, divergences, masks, underflow):
+    for source in (bernoulli, levels, counts, divergences, masks, underflow):
         for name, usual, ours, true in source():
-            print(f"| {name} | {usual:.8g} | {ours:.8g} | {mpmath.nstr(mpf(true), 8)} |")
+            print(f"| {name} | {float(usual):.8g} | {float(ours):.8g} | {mpmath.nstr(mpf(true), 8)} |")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,13 @@
 //   kOptions                                       how many numbers, the same for all observations, choose its form
 //   kOfColumns                                     a bit for each parameter that is often one row for all: a GPU has
 //                                                  kernels for their gradients' sums
+//   kPlain                                         whether options that are all 0 get code of their own
 //   kCounts                                        x is a count, and bytes are the numbers they are; else they are x / 255
+//   kPixels                                        these counts are pixels: a GPU has kernels for half precision too
 //   kSparse                                        step leaves out what vanishes at x = 0:
 //   rest(lane, parameters, x, scale, gradients)    adds that to the state, and to the gradients
+//   kWhole                                         whether a GPU, which has them in one thread, need not take both:
+//   whole(lane, parameters, x, scale, gradients)   step and, unless x = 0, rest, with what they have in common
 //   finish(total, count)                           closes the sum over `count` observations, in nats; a row's parts,
 //                                                  finished one by one, must add up to the row
 //
@@ -28,7 +32,8 @@ namespace vae_fast {
 
 struct Defaults {
   static constexpr int kJoined = 1 << 30, kOptions = 0, kOfColumns = 0;
-  static constexpr bool kHeavy = false, kCounts = false, kSparse = false;
+  static constexpr bool kHeavy = false, kPlain = false, kCounts = false, kPixels = false;
+  static constexpr bool kSparse = false, kWhole = false;
 };
 
 // The common state: one sum

@@ -6,10 +6,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 
-#include "matrix.h"
+#include "cube.h"
 
 namespace vae_fast {
 
@@ -132,20 +133,42 @@ inline Matrix scalar(const Tensor& t, const char* name) {
   return {static_cast<char*>(t.data_ptr()), t.scalar_type(), 0, 0};
 }
 
+// [B, C, N], or [B, N] as one plane, as it lies in memory
+inline Cube cube(const Tensor& t) {
+  Cube c;
+  c.data = static_cast<char*>(t.data_ptr()), c.type = t.scalar_type();
+  c.row_stride = t.stride(0), c.plane_stride = t.dim() == 3 ? t.stride(1) : 0, c.column_stride = t.stride(t.dim() - 1);
+  return c;
+}
+
 inline const int64_t* seed_of(const Tensor& t) {
   STD_TORCH_CHECK(t.numel() == 1 && t.scalar_type() == ScalarType::Long, "seed must be one int64 number");
   return static_cast<const int64_t*>(t.data_ptr());
+}
+
+inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dimensions, ScalarType type,
+                            const Place& place) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dimensions, sizes, strides,
+                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                  place.type, place.index, &handle));
+  return Tensor(handle);
 }
 
 // Contiguous, of up to two dimensions
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, const Place& place) {
   std::array<int64_t, 2> strides{1, 1};
   if (sizes.size() == 2) strides[0] = sizes.begin()[1] > 0 ? sizes.begin()[1] : 1;
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
-                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                                  place.type, place.index, &handle));
-  return Tensor(handle);
+  return empty_strided(sizes.begin(), strides.data(), static_cast<int64_t>(sizes.size()), type, place);
+}
+
+// [B, C, N] for the gradient of such a tensor: channels last where that is, else contiguous
+inline Tensor empty_planes(const Tensor& like, const Place& place) {
+  const int64_t sizes[3] = {like.size(0), like.size(1), like.size(2)};
+  const int64_t c = std::max<int64_t>(1, sizes[1]), n = std::max<int64_t>(1, sizes[2]);
+  const bool last = like.stride(1) == 1;
+  const int64_t strides[3] = {c * n, last ? 1 : n, last ? c : 1};
+  return empty_strided(sizes, strides, 3, like.scalar_type(), place);
 }
 
 inline Matrix output(const Tensor& t) {

@@ -19,9 +19,11 @@ import triton.language as tl
 @dataclass(frozen=True)
 class Accumulator:
     """step, fold, finish: the functions. states: how many tensors the state has; they start at 0.
-    neutral: parameters that with x = 0 leave the state as it is, for places that don't count.
+    neutral, neutral_x: parameters and an x that leave the state as it is, for places that don't count.
     steps: after how many steps of a single tensor element the state must be folded, None for never.
-    counts: x is a count, and bytes are the numbers that they are."""
+    counts: x is a count, and bytes are the numbers that they are.
+    together: how many elements a thread has the registers to take at once, None for any number.
+    heavy: a step takes so much that there is no room for several at once."""
 
     step: Any
     fold: Any
@@ -30,6 +32,9 @@ class Accumulator:
     neutral: tuple[float, ...]
     steps: int | None = None
     counts: bool = False
+    neutral_x: float = 0.0
+    together: int | None = None
+    heavy: bool = False
 
 
 @triton.jit

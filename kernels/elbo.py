@@ -1,8 +1,10 @@
 """`<likelihood>_nll`, `elbo_<likelihood>`, `gaussian_kl` and `monte_carlo_kl`: one kernel over rows serves them all."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -45,6 +47,7 @@ def objective_of_rows(
     LATENT_SHAPE: tl.constexpr,
     CUT: tl.constexpr,
     REDUCE: tl.constexpr,
+    ANNEALED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """A split of ROWS rows: stores nll, kl and, unless it is summed, the loss; returns scale (nll + beta kl)
@@ -56,7 +59,9 @@ def objective_of_rows(
     tall, tall_exists = row[:, None], exists[:, None]
     live = tall_exists
     factor = tl.full([1, 1], scale, tl.float32)
-    SELECT: tl.constexpr = weight_ptr is not None or operands[4] is not None
+    SELECT: tl.constexpr = weight_ptr is not None or operands[4] is not None or (ANNEALED and LATENT_STEP is None)
+    if LATENT_STEP is None:
+        factor *= beta
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + row * weight_stride).to(tl.float32)
         live = live & (weight != 0)[:, None]
@@ -134,7 +139,8 @@ def objective(
             loss, over_rows, latent_over_rows = objective_of_rows(
                 tile, split, operands, latent, weight_ptr, weight_stride, nll_ptr, kl_ptr, loss_ptr, beta, scale, rows,
                 width, per_split, latent_width, latent_per_split, over_rows, latent_over_rows,
-                STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, CUT, REDUCE, ROWS,
+                STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, CUT, REDUCE,
+                beta_ptr is not None, ROWS,
             )  # fmt: skip
             losses += loss
         store_column_sums(operands[2], over_rows, group, split, width, SHAPE)
@@ -144,7 +150,8 @@ def objective(
         losses, over_rows, latent_over_rows = objective_of_rows(
             group, split, operands, latent, weight_ptr, weight_stride, nll_ptr, kl_ptr, loss_ptr, beta, scale, rows,
             width, per_split, latent_width, latent_per_split, over_rows, latent_over_rows,
-            STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, CUT, REDUCE, ROWS,
+            STEP, FOLD, FINISH, SHAPE, LATENT_STEP, LATENT_FOLD, LATENT_FINISH, LATENT_SHAPE, CUT, REDUCE,
+            beta_ptr is not None, ROWS,
         )  # fmt: skip
     if loss_ptr is not None and REDUCE:
         tl.store(loss_ptr + split * tl.num_programs(0) + group, tl.sum(losses, 0))
@@ -200,6 +207,7 @@ def _accumulate(
         bool(reduce),
         tiling.rows,
         num_warps=tiling.warps,
+        registers=operands.registers,
     )
     values = [s.finish() for s in (loss, nll, kl) if s is not None]
     return (*values, *(g.finish() if g else nll.out.new_empty(0) for g in (*gradients, *latent_gradients)))
@@ -258,6 +266,33 @@ def gaussian_kl(
         outputs = _accumulate(Operands(STANDARD_KL, (mu, logvar), *mu.shape, asked & 3), None, weight)
         return (*outputs, mu.new_empty(0), mu.new_empty(0))
     return _accumulate(Operands(GAUSSIAN_KL, (mu, logvar, prior_mu, prior_logvar), *mu.shape, asked), None, weight)
+
+
+def scaled_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    weight: Tensor | None,
+    beta_factor: Tensor | None,
+    beta: float,
+    scale: float,
+    asked: int,
+) -> tuple[Tensor, ...]:
+    """(kl [B] times weight, the gradients of scale beta kl)"""
+    check_posterior(mu, logvar, prior_mu, prior_logvar)
+    if prior_mu is None or prior_logvar is None:
+        operands, absent = Operands(STANDARD_KL, (mu, logvar), *mu.shape, asked & 3), (mu.new_empty(0), mu.new_empty(0))
+    else:
+        operands, absent = Operands(GAUSSIAN_KL, (mu, logvar, prior_mu, prior_logvar), *mu.shape, asked), ()
+    if beta == 0:
+        kl, *gradients = _accumulate(replace(operands, asked=0), None, weight)
+        given = [
+            torch.zeros_like(t) if w else g
+            for t, g, w in zip(operands.parameters, gradients, operands.wanted(), strict=True)
+        ]
+        return (kl, *given, *absent)
+    return (*_accumulate(operands, None, weight, beta_factor=beta_factor, beta=beta, scale=scale), *absent)
 
 
 def monte_carlo_kl(*arguments: Any) -> tuple[Tensor, ...]:

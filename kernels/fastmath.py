@@ -150,6 +150,13 @@ def log(v):
     offset = v.to(tl.int32, bitcast=True) - 0x3F3504F3  # the mantissa runs from sqrt(1/2) to sqrt(2)
     n = (offset >> 23).to(tl.float32)
     f = ((offset & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+    p = log1p_beyond(f) + n * 1.42860677e-6
+    return tl.where(v < float("inf"), n * 0.693145752 + (p + f), v)
+
+
+@triton.jit
+def log1p_beyond(f):
+    """ln(1 + f) - f for 1 + f from sqrt(1/2) to sqrt(2)"""
     p = -7.8595989158e-2 * f + 1.2881640924e-1
     p = p * f - 1.3128756635e-1
     p = p * f + 1.4181193285e-1
@@ -157,8 +164,7 @@ def log(v):
     p = p * f + 2.0002286198e-1
     p = p * f - 2.5000810398e-1
     p = p * f + 3.3333316727e-1
-    p = p * (f * f * f) - 0.5 * (f * f) + n * 1.42860677e-6
-    return tl.where(v < float("inf"), n * 0.693145752 + (p + f), v)
+    return p * (f * f * f) - 0.5 * (f * f)
 
 
 @triton.jit
@@ -179,3 +185,72 @@ def expm1_minus(v, exp_v):
     p = p * v + 0.1666669548
     p = p * v + 0.5
     return tl.where(tl.abs(v) < 1.0, p * (v * v), (exp_v - 1.0) - v)
+
+
+@triton.jit
+def decay_deficit(a):
+    """1 - (1 - e^-a) / a for 0 <= a <= 1/2, what the mean of e^-v, v from 0 to a, lacks of 1"""
+    p = 4.10579251e-2 - 6.823575794e-3 * a
+    p = p * a - 1.665681191e-1
+    p = p * a + 4.999950082e-1
+    return a * p
+
+
+@triton.jit
+def nearest(v):
+    """The nearest integer, of two the even one, for |v| < 2^22"""
+    return (v + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def exp_finite(v):
+    """e^v, at most the largest float32; its error grows as 6e-8 |v|"""
+    return ex2(tl.minimum(v * LOG2_E, LARGEST_EXPONENT, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def log_decay_ratio(a, b, exp_minus_b):
+    """log((1 - e^-a) / a) for a >= 0, given b = max(a, 1) and e^-b: by its series where a < 1"""
+    square = a * a
+    p = (5.33532848e-6 * square - 3.471350022e-4) * square + 4.166665583e-2
+    rest = 1.0 - exp_minus_b
+    ratio = rest * rest * rcp(b * rest)  # at most 0.63
+    return tl.where(a < 1.0, a * (a * p - 0.5), lg2(ratio) * LN_2)
+
+
+@triton.jit
+def decay_mean(a, b, exp_minus_b):
+    """1/a - 1 / (e^a - 1) for a >= 0, given b = max(a, 1) and e^-b: by its series where a < 1; from 1/2 at 0 to 0"""
+    square = a * a
+    p = (3.166888848e-5 * square - 1.388197354e-3) * square + 8.333324755e-2
+    rest = 1.0 - exp_minus_b
+    both = rcp(b * rest)
+    return tl.where(a < 1.0, 0.5 - a * p, rest * both - exp_minus_b * (b * both))
+
+
+@triton.jit
+def turned(v, of):
+    """v, or -v where `of` is negative"""
+    return (v.to(tl.int32, bitcast=True) ^ (of.to(tl.int32, bitcast=True) & -0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def times_sign(v, of):
+    """v sign(of): 0 where `of` is 0, NaN where it is NaN"""
+    return tl.where(tl.abs(of) > 0, turned(v, of), of)
+
+
+@triton.jit
+def log1p_minus(v, u):
+    """v - ln(1 + v) >= 0 for finite v > -1, relative error 6e-7; u = 1 + v, which v alone says too roughly near -1"""
+    total = 1.0 + v
+    whole = v > -0.5
+    lost = tl.where(whole, v - (total - 1.0), 0.0)
+    bits = tl.where(whole, total, u).to(tl.int32, bitcast=True)
+    power = (bits - 0x3F3504F3) & -0x800000  # n 2^23, where 1 + v = 2^n (1 + f)
+    f = (bits - power).to(tl.float32, bitcast=True) - 1.0
+    f += lost * (0x3F800000 - power).to(tl.float32, bitcast=True)
+    p = log1p_beyond(f)
+    n = power.to(tl.float32)
+    far = (v - n * (0.693145752 * 2.0**-23)) - (n * (1.42860677e-6 * 2.0**-23) + (p + f))
+    return tl.where(power == 0, -p, far)

@@ -70,7 +70,7 @@ def sample(
                 else:
                     prior_mu = load(prior[0], row, column, prior_strides[0], inside, FOURS)
                     prior_logvar = load(prior[1], row, column, prior_strides[1], inside, FOURS)
-                    terms = gaussian_kl((0.0,), (mu, logvar, prior_mu, prior_logvar), None, 1.0, 1)[0][0]
+                    terms = gaussian_kl((0.0,), (mu, logvar, prior_mu, prior_logvar), None, 1.0, 1, ())[0][0]
                 total += tl.where(inside, terms, 0.0) if BOUNDED else terms
         if kl_ptr is not None:
             tl.store(kl_ptr + at, 0.5 * tl.sum(total, 1), mask=exists)

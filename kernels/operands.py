@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vae_fast.kernels.accumulator import Accumulator
 from vae_fast.kernels.fold import add_partials
+from vae_fast.kernels.launch import MANY_REGISTERS, MOST_REGISTERS, REGISTERS
 from vae_fast.kernels.tiling import Columns, Tiling
 
 
@@ -59,9 +60,16 @@ class Operands:
 
     @property
     def vector(self) -> int:
-        """Elements of the widest operand in 128 bits."""
+        """Elements of the widest operand in 128 bits, or fewer that a thread takes at once."""
         widest = max(t.element_size() for t in self.parameters)
-        return 16 // (widest if self.x is None else max(widest, self.x.element_size()))
+        vector = 16 // (widest if self.x is None else max(widest, self.x.element_size()))
+        return min(vector, self.accumulator.together or vector)
+
+    @property
+    def registers(self) -> int:
+        if self.accumulator.heavy:
+            return MOST_REGISTERS
+        return REGISTERS if self.accumulator.together is None else MANY_REGISTERS
 
     @property
     def functions(self) -> tuple[Any, Any, Any]:
@@ -82,7 +90,8 @@ class Operands:
     def shape(self, columns: Columns, per_split: int) -> tuple[Any, ...]:
         """The constants that rows.py unpacks."""
         steps = (self.accumulator.steps or 0) // self.vector
-        unroll = columns.unroll(per_split, self.width, self.vector)
+        unroll = columns.unroll(per_split, self.width, self.vector, self.accumulator.together)
+        unroll = 1 if self.accumulator.heavy else unroll
         return (
             self.kinds(),
             columns.tile,
@@ -93,7 +102,7 @@ class Operands:
             steps // unroll * unroll if per_split > steps else 0,
             255 if self.x is not None and self.x.dtype == torch.uint8 and not self.accumulator.counts else 1,
             self.accumulator.states,
-            self.accumulator.neutral,
+            (*self.accumulator.neutral, self.accumulator.neutral_x),
             self.options,
         )
 
@@ -119,7 +128,7 @@ def check_operands(operands: Operands, weight: Tensor | None) -> None:
     if x is not None:
         counts = (torch.int32, torch.int64, torch.uint16) if operands.accumulator.counts else ()
         known = x.is_floating_point() or x.dtype in (torch.uint8, torch.bool, *counts)
-        check(known, f"x has a dtype that the kernels don't read: {x.dtype}")
+        check(known, f"x must have a dtype that the kernels read, got {x.dtype}")
     if mask is not None:
         fits = mask.dtype == torch.bool and mask.shape == (rows, width)
         check(fits, f"mask must be bool of shape [{rows}, {width}], got {mask.dtype} {list(mask.shape)}")

@@ -77,7 +77,7 @@ def observe(
     if x_ptr is not None:
         x = widen(tl.load(address(x_ptr, row, column, x_strides), mask=inside), FOURS)
         if SELECT or BOUNDED:
-            x = tl.where(keep, x, 0.0)
+            x = tl.where(keep, x, NEUTRAL[len(KINDS)])
 
     state, found = STEP(state, parameters, x, factor, ONE, OPTIONS)
 

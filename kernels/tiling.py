@@ -24,9 +24,9 @@ class Columns:
         """Tiles that the loop goes through, without the tail."""
         return width // self.tile if self.tail else triton.cdiv(width, self.tile)
 
-    def unroll(self, per_split: int, width: int, vector: int) -> int:
-        """Tiles in one turn of the loop: what divides every split's number of tiles."""
-        choices = (2, 3) if vector == 8 else (4, 3, 2)
+    def unroll(self, per_split: int, width: int, vector: int, together: int | None) -> int:
+        """Tiles in one turn of the loop: what divides every split's number of tiles, of `together` elements at most."""
+        choices = [n for n in ((2, 3) if vector == 8 else (4, 3, 2)) if together is None or n * vector <= together]
         return next((n for n in choices if per_split % n == 0 and self.whole(width) % n == 0), 1)
 
 

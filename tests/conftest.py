@@ -16,6 +16,7 @@ EMULATED = os.environ.get("VAE_FAST_TEST_EMULATED")  # triton or cuda
 # With --device these run there, and the others not at all
 ON_ANY_DEVICE = {
     *(f"test_{name}.py" for name in ("bernoulli", "elbo", "errors", "gaussian", "gradients", "latent", "models")),
+    *(f"test_{name}.py" for name in ("continuous_bernoulli", "discretized_logistic", "laplace")),
     *(f"test_{name}.py" for name in ("on_gpu", "operators", "philox", "readme")),
 }
 

@@ -53,6 +53,12 @@ def target(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor
     return x > 0.5 if dtype == torch.bool else x.to(dtype)
 
 
+def levels(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """One of 256 levels: its number, as integers, or its place on [-1, 1]."""
+    level = torch.randint(256, shape)
+    return (2 * level / 255 - 1).to(dtype) if dtype.is_floating_point else level.to(dtype)
+
+
 def leaf(t: Tensor) -> Tensor:
     return t.detach().requires_grad_()
 

@@ -1,6 +1,7 @@
 """The benchmarks work: each runs once at its smallest size, and the harness measures what it says. Nothing is timed."""
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -43,7 +44,8 @@ def case(harness):
 
 def pytest_on(*arguments):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=BENCHMARKS.parent, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, cwd=BENCHMARKS.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

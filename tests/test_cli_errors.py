@@ -55,7 +55,7 @@ def trained(here: Path, a_run: Path) -> Path:
     ("options", "expected"),
     [
         (("--latent_dim", "x"), "--latent_dim: Expected a <class 'int'>"),
-        (("--likelihood", "poisson"), "--likelihood"),
+        (("--likelihood", "nosuch"), "--likelihood"),
         (("--nosuch", 1), "--nosuch 1"),
         (("--epochs", 0), "--epochs 0: expected a positive number"),
         (("--batch_size", 0), "--batch_size 0"),

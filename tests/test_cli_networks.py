@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from vae_fast.cli.errors import UserError
+from vae_fast.cli.heads import LOGVAR_FLOOR, GaussianDecoder
 from vae_fast.cli.module import VAEModule
-from vae_fast.cli.networks import LOGVAR_FLOOR, NETWORKS, GaussianDecoder
+from vae_fast.cli.networks import NETWORKS
 
 SHAPES = [(1, 8, 8), (3, 9, 8), (1, 13, 37), (3, 28, 30), (1, 31, 64)]
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vae_fast.cli.module import VAEModule
 from vae_fast.cli.plots import GAP, curves, grid_png, latent, reconstructions, tile
-from vae_fast.cli.reading import Images
+from vae_fast.cli.reading import Observations
 
 ROWS = [
     {"epoch": e, "train_neg_elbo": 100 - e, "train_reconstruction": 80 - e, "train_kl": 20.0}
@@ -70,7 +70,7 @@ def test_latent_projects_on_the_widest_plane_and_says_so() -> None:
     torch.manual_seed(0)
     mu = torch.randn(300, 5) * torch.tensor([0.1, 3.0, 0.1, 2.0, 0.1])
     y = torch.arange(300) % 3
-    ax = latent(mu, Images(torch.zeros(300, 1, 1, 1), y, ("a", "b", "c")), y).axes[0]
+    ax = latent(mu, Observations(torch.zeros(300, 1, 1, 1), y, ("a", "b", "c")), y).axes[0]
     assert ax.get_title() == "Latent space: PCA of mu, 2 of 5 dimensions"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "c"]
     points = np.concatenate([drawn.get_offsets() for drawn in ax.collections])
@@ -81,7 +81,7 @@ def test_latent_projects_on_the_widest_plane_and_says_so() -> None:
 @pytest.mark.parametrize("dimensions", [1, 2])
 def test_latent_without_classes_or_reduction(dimensions: int) -> None:
     mu = torch.randn(20, dimensions)
-    ax = latent(mu, Images(torch.zeros(20, 1, 1, 1)), None).axes[0]
+    ax = latent(mu, Observations(torch.zeros(20, 1, 1, 1)), None).axes[0]
     assert ax.get_legend() is None and "PCA" not in ax.get_title()
     assert np.asarray(ax.collections[0].get_offsets())[:, 0] == pytest.approx(mu[:, 0].numpy())
 
@@ -90,7 +90,7 @@ def test_reconstructions_stand_below_their_originals() -> None:
     module = VAEModule((3, 8, 10), network="mlp", widths=[4])
     x = torch.randint(0, 256, (6, 3, 8, 10), dtype=torch.uint8)
     with torch.no_grad():
-        ax = reconstructions(module.vae, x).axes[0]
+        ax = reconstructions(module, x).axes[0]
         expected = module.vae.reconstruct(x)
     sheet = ax.images[0].get_array()
     assert sheet.shape == (2 * 8 + GAP, 6 * 10 + 5 * GAP, 3)

@@ -178,7 +178,7 @@ def test_bad_names_keys_and_labels(tmp_path: Path) -> None:
     np.savez(tmp_path / "keys.npz", pictures=x)
     _refused(tmp_path / "keys.npz", "images under one of x, images, data, arr_0; got pictures")
     np.savez(tmp_path / "labels.npz", x=x, y=y[:-1])
-    _refused(tmp_path / "labels.npz", "labels of shape [19]; expected one a picture, [20]")
+    _refused(tmp_path / "labels.npz", "labels of shape [19]; expected one an observation, [20]")
     _refused(tmp_path / "missing.npy", "no such file or folder")
     (tmp_path / "table.csv").write_text("1,2")
     _refused(tmp_path / "table.csv", "expected digits, a .npy, a .npz or an image folder")

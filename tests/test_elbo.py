@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from operands import FLOATING, LAYOUTS, assert_gradients, assert_values, leaf, target, wide
+from operands import FLOATING, LAYOUTS, assert_gradients, assert_values, leaf, levels, target, wide
 
 import vae_fast
 from vae_fast import ELBOLoss, reference
@@ -13,6 +13,9 @@ LIKELIHOODS = {
     "bernoulli": (reference.bernoulli, 1, lambda: {}),
     "bernoulli_probs": (reference.bernoulli_probs, 1, lambda: {"from_logits": False}),
     "gaussian": (reference.gaussian, 2, lambda: {}),
+    "laplace": (reference.laplace, 2, lambda: {}),
+    "continuous_bernoulli": (reference.continuous_bernoulli, 1, lambda: {}),
+    "discretized_logistic": (reference.discretized_logistic, 2, lambda: {}),
 }
 B, D, Z = 7, 37, 5
 
@@ -27,7 +30,7 @@ def operands(likelihood, dtype=torch.float32, prior=False):
     given = [torch.randn(Z), torch.randn(B, Z)] if prior else []
     return (
         [leaf(t.to(dtype)) for t in parameters],
-        target((B, D)),
+        levels((B, D)) if likelihood == "discretized_logistic" else target((B, D)),
         *(leaf(t.to(dtype)) for t in latent),
         tuple(leaf(t.to(dtype)) for t in given) or None,
     )
@@ -86,7 +89,7 @@ def test_one_pass(likelihood, reduction, prior, selected, poisoned):
         reduce=reduction != "none",
     )
     for got, value in zip(terms, values, strict=True):
-        magnitude = value.abs() + (D if likelihood == "gaussian" else 0)
+        magnitude = value.abs() + (0 if likelihood.startswith("bernoulli") else D)
         assert_values(got, value, magnitude + 1e-30)
     assert not terms.nll.requires_grad and not terms.kl.requires_grad
     leaves = [*parameters, mu, logvar, *(p or ())]

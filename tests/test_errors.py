@@ -5,6 +5,7 @@ import torch
 
 import vae_fast
 from vae_fast import VAE, ELBOLoss
+from vae_fast.likelihoods import LIKELIHOODS
 
 B, D, Z = 4, 6, 2
 L, X, M = torch.zeros(B, D), torch.full((B, D), 0.5), torch.zeros(B, Z)
@@ -15,6 +16,7 @@ def elbo(recon=L, x=X, mu=M, logvar=M, likelihood="bernoulli", **options):
     return ELBOLoss(likelihood, **options)(recon, x, mu, logvar, **keywords)
 
 
+PUBLIC = ", ".join(entry.name for entry in LIKELIHOODS.values() if entry.public)
 CASES = {
     "shapes of mu and logvar": (
         lambda: elbo(mu=torch.zeros(64, 32), logvar=torch.zeros(64, 16)),
@@ -110,7 +112,7 @@ CASES = {
     "likelihood": (
         lambda: ELBOLoss("normal"),
         ValueError,
-        "ELBOLoss: likelihood must be one of bernoulli, gaussian, got 'normal'",
+        f"ELBOLoss: likelihood must be one of {PUBLIC}, got 'normal'",
     ),
     "kl": (lambda: ELBOLoss(kl="mc"), ValueError, "ELBOLoss: kl must be analytic or monte_carlo, got 'mc'"),
     "beta": (

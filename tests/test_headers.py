@@ -48,6 +48,7 @@ __global__ void elements(const T* in, T* out) {
   const T v = in[0], e = vae_fast::exp(v);
   out[0] = vae_fast::log(e), out[1] = vae_fast::log1p(v), out[2] = exp_finite(v), out[3] = exp_nonpositive(-v);
   out[4] = expm1_minus(v, e), out[5] = sin_pi(v), out[6] = square_root(magnitude(v));
+  out[7] = decay_deficit(e), out[8] = nearest(v);
 }
 """
 
@@ -86,10 +87,10 @@ def device_code(header: str, kind: str) -> str:
 @pytest.mark.parametrize("folder", ["cpu", "cuda"])
 def test_every_likelihood_is_registered_with_accumulators_that_are_found(folder):
     sources = [path.read_text() for path in (CSRC / folder / "likelihoods").iterdir()]
-    registered = re.findall(r"VAE_FAST_LIKELIHOOD\((\w+), (\w+), (\w+)\)", "".join(sources))
+    registered = re.findall(r"VAE_FAST_(LIKELIHOOD|JOINT)\((\w+), (\w+), (\w+)\)", "".join(sources))
     found = {name for header in HEADERS for name in accumulators(header)}
-    assert {name for name, *_ in registered} == set(LIKELIHOODS)
-    assert {name for _, *pair in registered for name in pair} <= found
+    assert {name for _, name, *_ in registered} == set(LIKELIHOODS)
+    assert {name for kind, _, *pair in registered if kind == "LIKELIHOOD" for name in pair} <= found
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)

@@ -5,7 +5,7 @@ import torch
 from operands import DEVICE
 from torch import nn
 
-from vae_fast import VAE
+from vae_fast import VAE, functional
 
 B, D, Z = 6, 12, 3
 
@@ -83,6 +83,112 @@ def test_samples_follow_the_generator():
     model = VAE(TwoHeads(), nn.Linear(Z, D), latent_dim=Z)
     first, second = (model.sample(4, generator=torch.Generator(DEVICE).manual_seed(1)) for _ in range(2))
     assert torch.equal(first, second)
+
+
+class Proportions(nn.Module):
+    """log proportions, log theta and the logits of dropout, which is next to none."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.log_theta = nn.Linear(Z, D), nn.Parameter(torch.full((D,), 3.0))
+
+    def forward(self, z):
+        log_share = torch.log_softmax(self.layer(z), 1)
+        return log_share, self.log_theta, torch.full_like(log_share, -40)
+
+
+def counted(library=100.0):
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(D, 2 * Z))
+    likelihood, options = "zero_inflated_negative_binomial", {"log_mu": 1.0, "log_theta": 1.0}
+    return VAE(encoder, Proportions(), likelihood=likelihood, latent_dim=Z, library=library, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.int64, torch.float32], ids=str)
+def test_each_row_of_counts_has_its_total(dtype):
+    torch.manual_seed(0)
+    model, x = counted(), torch.randint(0, 4, (B, D)).to(dtype)
+    out, totals = model(x), x.sum(1, dtype=torch.float32)
+    assert torch.equal(out.recon[-1], totals.unsqueeze(1))
+    log_mu = out.recon[0] + totals.log().unsqueeze(1)
+    options = {"log_mu": True, "log_theta": True}
+    expected = functional.zero_inflated_negative_binomial_nll(log_mu, *out.recon[1:3], x, **options)
+    torch.testing.assert_close(out.nll, expected.detach(), rtol=1e-5, atol=1e-5)
+    out.loss.backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.parameters())
+    torch.testing.assert_close(model.reconstruct(x).sum(1), totals)
+    assert model.log_evidence(x, 3).shape == (B,)
+
+
+def test_samples_of_counts_have_the_usual_total_or_the_one_given():
+    model = counted(library=50.0)
+    totals = torch.tensor([10.0, 20.0, 30.0])
+    torch.testing.assert_close(model.sample(3).sum(1), torch.full((3,), 50.0))
+    torch.testing.assert_close(model.sample(3, library=7).sum(1), torch.full((3,), 7.0))
+    torch.testing.assert_close(model.sample(3, library=totals).sum(1), totals)
+    drawn = model.sample(2000, library=300.0, mean=False)
+    assert torch.equal(drawn, drawn.round()) and drawn.min() >= 0
+    assert drawn.sum(1).mean().item() == pytest.approx(300, rel=0.05)
+
+
+def test_rows_without_counts_and_masked_counts():
+    model, x = counted(), torch.zeros(B, D)
+    x[1:, 0] = 9
+    out = model(x)
+    assert out.nll[0].item() == 0 and out.nll[1:].isfinite().all()
+    out.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    mask = torch.ones(B, D, dtype=torch.bool)
+    mask[:, 0] = False
+    assert torch.equal(model(x, mask=mask).recon[-1], torch.zeros(B, 1))
+
+
+@pytest.mark.parametrize("log_rate", [True, False])
+def test_a_poisson_model_of_proportions(log_rate):
+    model = VAE(TwoHeads(), nn.Linear(Z, D), likelihood="poisson", library=20.0, latent_dim=Z, log_rate=log_rate)
+    model.decoder = nn.Sequential(model.decoder, nn.LogSoftmax(1) if log_rate else nn.Softmax(1))
+    x = torch.randint(0, 9, (B, D))
+    torch.testing.assert_close(model.reconstruct(x).sum(1), x.sum(1).float())
+    torch.testing.assert_close(model.sample(4).sum(1), torch.full((4,), 20.0))
+    assert model.loss(x).isfinite()
+
+
+def test_a_library_is_for_counts():
+    with pytest.raises(ValueError, match="VAE: library is for likelihoods of counts, got 'bernoulli'"):
+        VAE(TwoHeads(), nn.Linear(Z, D), library=1.0)
+    with pytest.raises(ValueError, match="VAE: library must be positive, got 0"):
+        counted(library=0.0)
+    with pytest.raises(ValueError, match=r"made with VAE\(\.\.\., library=\)"):
+        bernoulli().decode(torch.zeros(1, Z), library=3.0)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous_bernoulli", "gaussian", "laplace"])
+def test_draws_of_x_have_the_mean_of_x(likelihood):
+    torch.manual_seed(0)
+    model = VAE(TwoHeads(), nn.Linear(Z, D), likelihood=likelihood, latent_dim=Z)
+    z = torch.randn(1, Z).expand(20_000, Z)
+    with torch.no_grad():
+        mean, draws = model.decode(z)[0], model.decode(z, mean=False)
+    torch.testing.assert_close(draws.mean(0), mean, rtol=0, atol=5 * 1.5 / 20_000**0.5)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 4)], ids=str)
+def test_joint_likelihoods_give_x_its_shape(shape):
+    features = torch.Size(shape).numel()
+    encoder = nn.Sequential(nn.Flatten() if shape else nn.Unflatten(0, (-1, 1)), nn.Linear(features, 2 * Z))
+    decoder = nn.Sequential(nn.Linear(Z, 5 * features), nn.Unflatten(1, (5, *shape)))
+    model = VAE(encoder, decoder, likelihood="categorical", latent_dim=Z)
+    x = torch.randint(0, 5, (B, *shape))
+    assert model.reconstruct(x).shape == model.sample(B, mean=False).shape == (B, *shape)
+    assert model(x).nll.shape == (B,)
+
+
+def test_mixtures_of_logistics_give_x_its_shape():
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * D, 2 * Z))
+    decoder = nn.Sequential(nn.Linear(Z, 20 * D), nn.Unflatten(1, (20, 3, 4)))
+    model = VAE(encoder, decoder, likelihood="discretized_logistic_mixture", latent_dim=Z)
+    x = torch.randint(0, 256, (B, 3, 3, 4)).to(torch.uint8)
+    assert model.reconstruct(x).shape == model.sample(B, mean=False).shape == x.shape
+    assert model(x).nll.shape == (B,)
 
 
 def test_log_evidence_is_above_the_elbo_and_grows():

@@ -20,25 +20,44 @@ def posterior(dtype=torch.float32, prior="none"):
     return [*tensors, leaf(torch.randn(1, Z, dtype=dtype)), leaf(torch.randn(B, Z, dtype=dtype))]
 
 
+def joint(name, dtype=torch.float32):
+    """[parameters, x, options...] of a likelihood with many parameters to each observation, [B, C, 3]."""
+    entry = LIKELIHOODS[name]
+    if entry.joint == "classes":
+        return [leaf(torch.randn(B, 5, 3, dtype=dtype)), torch.randint(5, (B, 3))]
+    x = torch.randint(256, (B, 3, 3), dtype=torch.uint8)
+    planes = leaf(torch.randn(B, 3, 20, dtype=dtype).transpose(1, 2))
+    return [planes, x, *entry.numbers(entry.options_for({}, x))]
+
+
 def parameters(name, dtype=torch.float32):
     if name == "bernoulli_probs":
         return [leaf(torch.rand(B, D, dtype=dtype).clamp(0.1, 0.9))]
-    return [leaf(torch.randn(B, D, dtype=dtype)) for _ in LIKELIHOODS[name].parameters]
+    entry = LIKELIHOODS[name]
+    sizes = [D] * len(entry.parameters)
+    if entry.per_row:
+        sizes[-1] = 1
+    if entry.counts:
+        return [leaf(torch.rand(B, d, dtype=dtype) + 0.1) for d in sizes]
+    return [leaf(torch.randn(B, d, dtype=dtype)) for d in sizes]
 
 
 def samples(dtype=torch.float32):
     """(operator, arguments) for every operator."""
     ops, x, weight, mask = torch.ops.vae_fast, torch.rand(B, D), torch.rand(B), torch.rand(B, D) > 0.5
     beta = torch.tensor(0.5)
-    for name in LIKELIHOODS:
-        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), x, None, None, 0)
-        yield getattr(ops, f"{name}_nll"), (*parameters(name, dtype), x, weight, mask, 0)
+    for name, entry in LIKELIHOODS.items():
+        observed = ((3 * x).floor() if entry.counts else x, *entry.numbers({}))
+        operands = joint(name, dtype) if entry.joint else (*parameters(name, dtype), *observed)
+        seen = mask[:, :3] if entry.joint else mask
+        yield getattr(ops, f"{name}_nll"), (*operands, None, None, 0)
+        yield getattr(ops, f"{name}_nll"), (*operands, weight, seen, 0)
         for prior, reduce in (("none", True), ("given", False)):
             q = posterior(dtype, prior)
-            yield (
-                getattr(ops, f"elbo_{name}"),
-                (*parameters(name, dtype), x, *q, weight, mask, beta, 0.7, 0.25, reduce, 0),
-            )
+            yield getattr(ops, f"elbo_{name}"), (*operands, *q, weight, seen, beta, 0.7, 0.25, reduce, 0)
+    mu, theta, library = parameters("negative_binomial", dtype)
+    theta = leaf(theta[:1])
+    yield ops.negative_binomial_nll, (mu, theta, library, (3 * x).floor(), 0.0, 1.0, None, None, 0)
     shared = leaf(torch.randn(1, D, dtype=dtype))
     yield ops.gaussian_nll, (leaf(torch.randn(B, D, dtype=dtype)), shared, x, None, None, 0)
     for prior in ("none", "given"):

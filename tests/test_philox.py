@@ -45,10 +45,16 @@ void philox_words(uint32_t* c, uint64_t seed) {
 EACH(exp_, vae_fast::exp(v))
 EACH(exp_nonpositive_, vae_fast::exp_nonpositive(v))
 EACH(exp_finite_, vae_fast::exp_finite(v))
+EACH(exp_bounded_, vae_fast::exp_bounded(v))
 EACH(log_, vae_fast::log(v))
 EACH(log1p_, vae_fast::log1p(v))
 EACH(expm1_minus_, vae_fast::expm1_minus(v, vae_fast::exp(v)))
 EACH(sin_pi_, vae_fast::sin_pi(v))
+EACH(decay_deficit_, 1.f - vae_fast::decay_deficit(v))
+EACH(nearest_, vae_fast::nearest(v))
+EACH(log_decay_ratio_, vae_fast::log_decay_ratio(v, vae_fast::exp_nonpositive(-v)))
+EACH(decay_mean_, vae_fast::decay_mean(v, vae_fast::exp_nonpositive(-v)))
+EACH(times_sign_, vae_fast::times_sign(-2.f, v))
 }
 """
 
@@ -92,10 +98,16 @@ FUNCTIONS = {  # name: (exact, from, to, error in units of the last place)
     "exp_": (mpmath.exp, -85, 88.7, 1.5),
     "exp_nonpositive_": (mpmath.exp, -86, 0, 1.5),
     "exp_finite_": (mpmath.exp, -85, 88.7, 1.5),
+    "exp_bounded_": (mpmath.exp, -86, 69, 1.5),
     "log_": (mpmath.log, 1e-30, 3, 1.5),
     "log1p_": (mpmath.log1p, -0.99, 5, 2),
     "expm1_minus_": (lambda v: mpmath.expm1(v) - v, -3, 3, 5),
     "sin_pi_": (lambda v: mpmath.sin(mpmath.pi * v), -0.5, 0.5, 4),
+    "decay_deficit_": (lambda v: -mpmath.expm1(-v) / v if v else mpmath.mpf(1), 0, 0.5, 2.5),
+    "nearest_": (mpmath.nint, -1000, 1000, 0),
+    "log_decay_ratio_": (lambda v: mpmath.log(-mpmath.expm1(-v) / v) if v else mpmath.mpf(0), 0, 20, 4),
+    "decay_mean_": (lambda v: 1 / v - 1 / mpmath.expm1(v) if v else mpmath.mpf(0.5), 0, 20, 4),
+    "times_sign_": (lambda v: -2 * mpmath.sign(v), -3, 3, 0),
 }
 
 
@@ -119,13 +131,15 @@ def test_element_functions(elements, name):
         assert abs(mpmath.mpf(float(got)) - true) <= allowed * float(ulp), f"{name}({v}) = {got}, true {true}"
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "sin_pi_"])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("sin_pi_", "decay_deficit_")])
 def test_nan_and_infinity(elements, name):
     _, (nan, high, low) = evaluate(elements, name, [numpy.nan, numpy.inf, -numpy.inf])
     assert numpy.isnan(nan)
     if name == "exp_finite_":
         assert high == pytest.approx(numpy.finfo(numpy.float32).max, rel=1e-5)
-    elif name not in ("exp_nonpositive_", "expm1_minus_"):
+    elif name == "exp_bounded_":
+        assert high == pytest.approx(float(mpmath.exp(69)), rel=1e-6)
+    elif name in ("exp_", "log_", "log1p_"):
         assert high == numpy.inf
     if name.startswith("exp_"):
         assert 0 <= low < 1e-37

@@ -15,7 +15,7 @@ B, D, Z = 6, 8, 3
 
 
 def test_code():
-    before, after, options, model = re.findall(r"```python\n(.+?)```", TEXT, flags=re.DOTALL)
+    before, after, options, likelihoods, model = re.findall(r"```python\n(.+?)```", TEXT, flags=re.DOTALL)
     space = {"torch": torch, "F": F, "vae_fast": vae_fast, "x": torch.rand(B, D), "w": torch.rand(B)}
     space |= {name: torch.randn(B, D) for name in ("recon", "mean", "log_sigma2")}
     space |= {name: torch.randn(B, Z) for name in ("mu", "logvar", "prior_mu", "prior_logvar")}
@@ -27,8 +27,20 @@ def test_code():
     assert space["loss_function"](*operands).item() == pytest.approx(usual.item(), rel=1e-6)
     exec(options, space)
     assert space["nll"].shape == space["kl"].shape == (B,)
+    exec(likelihoods, {**space, **_counts_and_pixels()})
     exec(model, space)
     assert space["encoder"].weight.grad.isfinite().all()
+
+
+def _counts_and_pixels():
+    cells = torch.randint(0, 9, (B, D)).to(torch.uint16)
+    tensors = {"cells": cells, "library": cells.sum(1, keepdim=True, dtype=torch.float32)}
+    tensors |= {
+        "log_share": torch.randn(B, D).log_softmax(1),
+        "log_theta": torch.randn(D),
+        "dropout": torch.randn(B, D),
+    }
+    return tensors | {"parameters": torch.randn(B, 100, 4, 5), "images": torch.randint(0, 256, (B, 3, 4, 5)).byte()}
 
 
 def test_links():

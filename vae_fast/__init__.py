@@ -6,12 +6,20 @@ log p(x) - KL(q(z|x) || p(z|x))  =  E_q[log p(x|z)] - KL(q(z|x) || p(z))
 from vae_fast import functional, reference
 from vae_fast.functional import (
     bernoulli_nll,
+    categorical_nll,
+    continuous_bernoulli_nll,
+    discretized_logistic_mixture_nll,
+    discretized_logistic_nll,
     gaussian_kl,
     gaussian_nll,
+    laplace_nll,
     log_evidence,
     monte_carlo_kl,
+    negative_binomial_nll,
+    poisson_nll,
     reparameterize,
     sample_kl,
+    zero_inflated_negative_binomial_nll,
 )
 from vae_fast.losses import ELBOLoss, ELBOTerms
 from vae_fast.models import VAE, VAEOutput
@@ -28,13 +36,21 @@ __all__ = [
     "VAEOutput",
     "backend",
     "bernoulli_nll",
+    "categorical_nll",
+    "continuous_bernoulli_nll",
+    "discretized_logistic_mixture_nll",
+    "discretized_logistic_nll",
     "functional",
     "gaussian_kl",
     "gaussian_nll",
+    "laplace_nll",
     "log_evidence",
     "monte_carlo_kl",
+    "negative_binomial_nll",
+    "poisson_nll",
     "reference",
     "reparameterize",
     "report",
     "sample_kl",
+    "zero_inflated_negative_binomial_nll",
 ]

@@ -27,6 +27,26 @@ def same_device(owner: str, a: str, first: Tensor, b: str, second: Tensor) -> No
         raise ValueError(f"{owner}: {a} and {b} are on different devices: {first.device} and {second.device}")
 
 
+def planes(owner: str, name: str, p: Tensor, x: Tensor, channels: int | None) -> None:
+    """p is [B, C, ...] and x [B, ...], or [B, channels, ...]."""
+    if p.dim() < 2:
+        raise ValueError(f"{owner}: {name} must have shape [B, C, ...], got {list(p.shape)}")
+    expected = [p.shape[0], *([] if channels is None else [channels]), *p.shape[2:]]
+    if list(x.shape) != expected:
+        raise ValueError(
+            f"{owner}: x must have shape {expected} beside {name} of shape {list(p.shape)}, got {list(x.shape)}"
+        )
+
+
+def mixture(owner: str, name: str, planes: int, channels: int) -> None:
+    """As many planes as mixtures of that many channels have."""
+    if channels not in (1, 3):
+        raise ValueError(f"{owner}: x must have 1 or 3 channels, got {channels}")
+    each = 10 if channels == 3 else 3
+    if planes == 0 or planes % each:
+        raise ValueError(f"{owner}: {name} must have {each} M planes for {channels} channels of x, got {planes}")
+
+
 def target(owner: str, x: Tensor, counts: bool = False) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner}: x must be a tensor, got {type(x).__name__}")
@@ -114,12 +134,18 @@ def beta(owner: str, value: float | Tensor) -> None:
 
 
 def support(
-    owner: str, x: Tensor, low: float, high: float, weight: Tensor | None = None, mask: Tensor | None = None
+    owner: str,
+    x: Tensor,
+    low: float,
+    high: float,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    counts: bool = False,
 ) -> None:
     """Every x that counts lies in the likelihood's support, no weight is negative. On a GPU, waits for it."""
     if weight is not None:
         not_negative(owner, weight)
-    if x.dtype in (torch.uint8, torch.bool):
+    if x.dtype in (torch.uint8, torch.bool) and not counts:
         return
     x = x.detach()
     if weight is not None:

@@ -4,30 +4,38 @@ Shapes: B is the first dimension of every tensor, the rest are features. All val
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vae_fast import checks, reference
-from vae_fast.likelihoods import LIKELIHOODS, Likelihood
+from vae_fast.likelihoods import LIKELIHOODS, Likelihood, Options
 from vae_fast.ops import latent as _latent
 from vae_fast.ops import onepass as _onepass
 from vae_fast.ops.backend import use_reference
 from vae_fast.ops.likelihoods import ELBO, NLL
 
 Prior = reference.Prior
-_NONE: Mapping[str, float] = {}
+_NONE: Options = {}
 
 __all__ = [
     "bernoulli_nll",
+    "categorical_nll",
+    "continuous_bernoulli_nll",
+    "discretized_logistic_mixture_nll",
+    "discretized_logistic_nll",
     "gaussian_kl",
     "gaussian_nll",
+    "laplace_nll",
     "log_evidence",
     "monte_carlo_kl",
+    "negative_binomial_nll",
+    "poisson_nll",
     "reparameterize",
     "sample_kl",
+    "zero_inflated_negative_binomial_nll",
 ]
 
 
@@ -149,6 +157,237 @@ def gaussian_nll(
     return nll(entry, ("gaussian_nll", *entry.parameters), (mean, logvar), x, weight, mask)
 
 
+def laplace_nll(
+    mean: Tensor,
+    x: Tensor,
+    *,
+    log_scale: float | Tensor = 0.0,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-log p(x|z) of independent Laplace variables, summed over features.
+
+    |x - mean| e^-log_scale + log_scale + log 2 for each; the gradient at x = mean is 0.
+
+    Arguments:
+        mean: [B, ...].
+        x: [B, ...] of the same shape; floating point, bool, or uint8 (an intensity, read as x/255).
+        log_scale: a number; or a tensor that broadcasts to mean: one learned number, one a feature, one an observation.
+        weight, mask: as for `bernoulli_nll`.
+
+    Returns [B] in nats, float32 (float64 for float64 means).
+    """
+    entry = LIKELIHOODS["laplace"]
+    return nll(entry, ("laplace_nll", *entry.parameters), (mean, log_scale), x, weight, mask)
+
+
+def continuous_bernoulli_nll(
+    logits: Tensor, x: Tensor, *, weight: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """-log p(x|z) of independent continuous Bernoulli variables, summed over features; negative where densities are
+    above 1 (Loaiza-Ganem & Cunningham 2019).
+
+    |l| d + log((1 - e^-|l|) / |l|) for a logit l, d = 1 - x where l >= 0, x elsewhere: Bernoulli's cross-entropy less
+    log(l / tanh(l/2)), the logarithm of what normalises it on [0, 1].
+
+    Arguments:
+        logits: [B, ...].
+        x: [B, ...] of the same shape: in [0, 1], bool, or uint8 (an intensity, read as x/255).
+        weight, mask: as for `bernoulli_nll`.
+
+    Returns [B] in nats, float32 (float64 for float64 logits).
+    """
+    entry = LIKELIHOODS["continuous_bernoulli"]
+    return nll(entry, ("continuous_bernoulli_nll", *entry.parameters), (logits,), x, weight, mask)
+
+
+def discretized_logistic_nll(
+    mean: Tensor,
+    log_scale: float | Tensor,
+    x: Tensor,
+    *,
+    levels: int = 256,
+    x_range: tuple[float, float] = (-1.0, 1.0),
+    compat: str | None = None,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-log p(x|z) of independent logistic variables rounded to `levels` levels, summed over features.
+
+    -log [sigmoid(b) - sigmoid(a)] for each, a, b = (c -+ 1 / (levels - 1) - mean) e^-log_scale, c the centre of x's
+    level; the outer bins reach to infinity (Salimans et al. 2017, PixelCNN++). The probabilities add up to 1 at any
+    scale.
+
+    Arguments:
+        mean: [B, ...] in units in which the levels lie evenly on [-1, 1], whatever x's are.
+        log_scale: in the same units; a number, or a tensor that broadcasts to mean.
+        x: [B, ...] of mean's shape: uint8, int32, int64 or uint16, numbers of levels from 0 to levels - 1; or floating
+            point, taken to the nearest level.
+        levels: at least 2.
+        x_range: lowest and highest level of x as floating point; integers don't need it.
+        compat: for models that were trained so. "pixelcnn++": the difference of sigmoids, where it is below 1e-5 the
+            density in the bin's middle, log-scales from -7 up; "nvae": the same from -8 up, and each of the two highest
+            levels open above. Plain PyTorch, not fused. None is exact.
+        weight, mask: as for `bernoulli_nll`.
+
+    Returns [B] in nats, float32 (float64 for float64 means).
+    """
+    entry = LIKELIHOODS["discretized_logistic"]
+    options: Options = {"levels": levels, "x_low": x_range[0], "x_high": x_range[1]}
+    if compat is not None:
+        options = {**options, "compat": compat}
+    names = ("discretized_logistic_nll", *entry.parameters)
+    return nll(entry, names, (mean, log_scale), x, weight, mask, options)
+
+
+def categorical_nll(
+    logits: Tensor, x: Tensor, *, class_dim: int = 1, weight: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """-log p(x|z) of independent categorical variables, summed over features: log sum_k e^l_k - l_x for each.
+
+    `torch.nn.functional.cross_entropy`, with its gradient from the same pass.
+
+    Arguments:
+        logits: [B, C, ...] with class_dim=1 as in `cross_entropy`, [B, ..., C] with class_dim=-1; of C classes. Neither
+            order is copied, and the gradient lies as the logits do.
+        x: [B, ...] the classes, 0 to C - 1, of any integer dtype. A class out of that range, where no mask hides it,
+            makes its row's value and its own gradient NaN; `ELBOLoss(validate_args=True)` raises.
+        weight, mask: as for `bernoulli_nll`; the mask has x's shape.
+
+    Returns [B] in nats, float32 (float64 for float64 logits).
+    """
+    checks.floating("categorical_nll", "logits", logits)
+    if class_dim not in (1, -1):
+        raise ValueError(f"categorical_nll: class_dim must be 1 or -1, got {class_dim}")
+    if class_dim == -1 and logits.dim() > 2:
+        logits = logits.movedim(-1, 1)
+    return nll(LIKELIHOODS["categorical"], ("categorical_nll", "logits"), (logits,), x, weight, mask)
+
+
+def discretized_logistic_mixture_nll(
+    parameters: Tensor,
+    x: Tensor,
+    *,
+    channels_last: bool = False,
+    levels: int = 256,
+    x_range: tuple[float, float] = (-1.0, 1.0),
+    compat: str | None = None,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-log p(x|z) of pixels that are mixtures of discretised logistics, summed over them (Salimans et al. 2017).
+
+    -log sum_m pi_m prod_c [sigmoid((x_c + w - mean_mc) / s_mc) - sigmoid((x_c - w - mean_mc) / s_mc)] for each pixel,
+    w half a level; the first and the last level reach to infinity. The probabilities are exact: they sum to 1, and
+    there is no floor of 1e-5.
+
+    Arguments:
+        parameters: [B, C, H, W], or [B, H, W, C] if channels_last. For RGB C = 10 M, as PixelCNN++ and its descendants
+            order them: M logits, then for each channel M means, M log-scales and M coefficients c before their tanh;
+            green's mean is raised by tanh(c) red, blue's by tanh(c') red + tanh(c'') green. For one channel C = 3 M:
+            logits, means, log-scales. Means are in units where the levels lie on [-1, 1], whatever x_range is.
+        x: [B, 3, H, W] or [B, 1, H, W] (channels_last: [B, H, W, 3] or [B, H, W, 1]); floating point, the levels from
+            x_range[0] to x_range[1], rounded to the nearest; or integers, uint8 say, 0 to levels - 1.
+        compat: the formulas that existing models were trained with, by plain PyTorch. "pixelcnn++": log-scales
+            clamped at -7, and the density in a bin's middle where its probability is below 1e-5. "nvae": the same, but
+            all above 0.99 counts as the last level, so that the probabilities don't sum to 1.
+        weight, mask: as for `bernoulli_nll`; the mask broadcasts to [B, H, W].
+
+    Returns [B] in nats, float32 (float64 for float64 parameters).
+    """
+    entry, owner = LIKELIHOODS["discretized_logistic_mixture"], "discretized_logistic_mixture_nll"
+    checks.floating(owner, "parameters", parameters)
+    checks.target(owner, x, entry.counts)
+    if channels_last:
+        parameters, x = parameters.movedim(-1, 1), x.movedim(-1, 1)
+    channels = x.shape[1] if x.dim() > 1 else 0
+    options: Options = {"channels": channels, "levels": levels, "x_low": x_range[0], "x_high": x_range[1]}
+    if compat is not None:
+        options = {**options, "compat": compat}
+    return nll(entry, (owner, "parameters"), (parameters,), x, weight, mask, options)
+
+
+def poisson_nll(
+    rate: Tensor, x: Tensor, *, log_rate: bool = True, weight: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """-log p(x|z) of independent Poisson variables, summed over features.
+
+    m - x log m + log x! for each of mean m, in the form in which nothing cancels (Loader 2000).
+
+    Arguments:
+        rate: [B, ...] log m, or m with log_rate=False.
+        x: [B, ...] counts, of the same shape: floating point, int32, int64, uint16, uint8 or bool.
+        weight, mask: as for `bernoulli_nll`.
+
+    Returns [B] in nats, float32 (float64 for float64 rates).
+    """
+    entry = LIKELIHOODS["poisson"]
+    options = {"log_rate": float(log_rate)}
+    return nll(entry, ("poisson_nll", *entry.parameters), (rate,), x, weight, mask, options)
+
+
+def negative_binomial_nll(
+    mu: Tensor,
+    theta: float | Tensor,
+    x: Tensor,
+    *,
+    log_mu: bool = False,
+    log_theta: bool = False,
+    library: float | Tensor | None = None,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-log p(x|z) of independent negative binomial variables, summed over features.
+
+    log Gamma(t) + log x! - log Gamma(x + t) + t log(1 + m/t) + x log(1 + t/m) for each, of mean m and variance
+    m + m^2/t, in the form in which nothing cancels (Loader 2000): right to 1e-6 for t from 1e-4 to 1e8, where it is
+    Poisson's.
+
+    Arguments:
+        mu: [B, ...] the mean, before the library; its logarithm with log_mu=True.
+        theta: the inverse dispersion t, a number or a tensor that broadcasts to x (one a feature, say); its logarithm
+            with log_theta=True.
+        x: [B, ...] counts, of mu's shape: floating point, int32, int64, uint16, uint8 or bool.
+        library: [B] or one number: m = mu library. None is 1. Differentiable too.
+        weight, mask: as for `bernoulli_nll`.
+
+    Returns [B] in nats, float32 (float64 for float64 parameters).
+    """
+    entry = LIKELIHOODS["negative_binomial"]
+    parameters = (mu, theta, 1.0 if library is None else library)
+    options = {"log_mu": float(log_mu), "log_theta": float(log_theta)}
+    return nll(entry, ("negative_binomial_nll", *entry.parameters), parameters, x, weight, mask, options)
+
+
+def zero_inflated_negative_binomial_nll(
+    mu: Tensor,
+    theta: float | Tensor,
+    pi: float | Tensor,
+    x: Tensor,
+    *,
+    log_mu: bool = False,
+    log_theta: bool = False,
+    library: float | Tensor | None = None,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-log p(x|z) of independent zero-inflated negative binomial variables, summed over features.
+
+    x is 0 with probability sigmoid(pi), else negative binomial: softplus(pi) - log(e^pi + NB(0)) for each x = 0,
+    softplus(pi) - log NB(x) for the others (Lopez et al. 2018).
+
+    Arguments:
+        pi: logits of dropout, a number or a tensor that broadcasts to x.
+        mu, theta, x, log_mu, log_theta, library, weight, mask: as for `negative_binomial_nll`.
+
+    Returns [B] in nats, float32 (float64 for float64 parameters).
+    """
+    entry = LIKELIHOODS["zero_inflated_negative_binomial"]
+    parameters = (mu, theta, pi, 1.0 if library is None else library)
+    options = {"log_mu": float(log_mu), "log_theta": float(log_theta)}
+    return nll(entry, ("zero_inflated_negative_binomial_nll", *entry.parameters), parameters, x, weight, mask, options)
+
+
 def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
     """The importance-weighted bound log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q(z|x) (Burda et al. 2016).
 
@@ -185,13 +424,21 @@ def nll(
     x: Tensor,
     weight: Tensor | None,
     mask: Tensor | None,
-    options: Mapping[str, float] = _NONE,
+    options: Options = _NONE,
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
-    tensors, target, weight, mask = _observations(entry, names, parameters, x, weight, mask)
-    if use_reference(*tensors):
+    tensors, target, weight, mask = _observations(entry, names, parameters, x, weight, mask, options)
+    options = entry.options_for(options, target)
+    if use_reference(*tensors) or entry.without_kernel(options):
         return reference.nll(
-            entry.elementwise, tensors, target, weight=weight, mask=mask, options=options, counts=entry.counts
+            entry.elementwise,
+            tensors,
+            target,
+            weight=weight,
+            mask=mask,
+            options=options,
+            counts=entry.counts,
+            joint=entry.joint is not None,
         )
     return _onepass.apply(NLL[entry.name], *tensors, target, *entry.numbers(options), weight, mask)
 
@@ -204,16 +451,19 @@ def elbo(
     mu: Tensor,
     logvar: Tensor,
     objective: Objective,
-    options: Mapping[str, float] = _NONE,
+    options: Options = _NONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, nll [B], kl [B]) in one pass."""
     owner, name = names[:2]
     _check_posterior(owner, mu, logvar)
-    tensors, target, weight, mask = _observations(entry, names, parameters, x, objective.weight, objective.mask)
+    tensors, target, weight, mask = _observations(
+        entry, names, parameters, x, objective.weight, objective.mask, options
+    )
     same_batch(owner, name, target, mu)
+    options = entry.options_for(options, target)
     rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, objective.prior, mu)
     beta, scale, reduce = objective.beta, objective.scale, objective.reduce
-    if use_reference(*tensors, *rows, *(prior or ())):
+    if use_reference(*tensors, *rows, *(prior or ())) or entry.without_kernel(options):
         return reference.elbo(
             entry.elementwise,
             tensors,
@@ -227,6 +477,7 @@ def elbo(
             reduce=reduce,
             options=options,
             counts=entry.counts,
+            joint=entry.joint is not None,
         )
     factor, number = (beta.to(mu.device), 1.0) if isinstance(beta, Tensor) else (None, beta)
     return _onepass.apply(
@@ -278,12 +529,15 @@ def _observations(
     x: Tensor,
     weight: Tensor | None,
     mask: Tensor | None,
+    options: Options,
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
     """Checked operands of a likelihood as [B, D]; parameters after the first keep size 1 where they repeat."""
     owner, name, *others = names
     first: Tensor = parameters[0]  # type: ignore[assignment]
     checks.floating(owner, name, first)
     checks.target(owner, x, entry.counts)
+    if entry.joint:
+        return _planes(entry, owner, name, first, x, weight, mask, options)
     checks.same_shape(owner, name, first, "x", x)
     checks.same_device(owner, name, first, "x", x)
     if weight is not None:
@@ -304,6 +558,37 @@ def _observations(
     for other, p in zip(others, rest, strict=True):
         tensors.append(_broadcast_rows(owner, other, p, "x", first))
     return tensors, _rows(x), weight, mask if mask is None else _rows(mask)
+
+
+def _planes(
+    entry: Likelihood,
+    owner: str,
+    name: str,
+    parameters: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    options: Options,
+) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
+    """The same of a joint likelihood: [B, C, N], views of images in either layout."""
+    channels = int(options.get("channels", 3)) if entry.joint == "channels" else None
+    checks.planes(owner, name, parameters, x, channels)
+    checks.same_device(owner, name, parameters, "x", x)
+    if channels is not None:
+        checks.mixture(owner, name, parameters.shape[1], channels)
+    if weight is not None:
+        weight = checks.row_weight(owner, weight, x)
+    if mask is not None:
+        each = x if channels is None else x[:, 0]
+        if isinstance(mask, Tensor) and mask.dim() > each.dim() and mask.shape[1] == 1:
+            mask = mask.squeeze(1)
+        mask = _rows(checks.element_mask(owner, mask, each))
+    return [_flat(parameters)], _rows(x) if channels is None else _flat(x), weight, mask
+
+
+def _flat(t: Tensor) -> Tensor:
+    """[B, C, ...] as [B, C, N]: a view where the strides allow it."""
+    return t.flatten(2) if t.dim() > 2 else t.unsqueeze(2)
 
 
 def _number(p: float, like: Tensor) -> Tensor:

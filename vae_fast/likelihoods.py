@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vae_fast import reference
+
+Options = Mapping[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,11 @@ class Likelihood:
     sample: (*parameters, generator, **options) -> a draw of x.
     support: (lowest, highest) value of x that has a likelihood.
     counts: x is a count, and bytes are the numbers that they are; else they are intensities, x/255.
+    by_reference: options that no kernel has, by name: the reference computes what is asked for with one of them.
+    of_x: (options, x) -> all options, checked, as they are for such an x; None leaves them.
     per_row: the last parameter is one number a row, or one for all.
+    joint: "classes" or "channels" where many parameters belong to one observation, along dimension 1: [B, C, ...]. x is
+        [B, ...] or, of channels, [B, channels, ...].
     public: whether losses and models know it by its name.
     """
 
@@ -33,12 +40,27 @@ class Likelihood:
     mean: Callable[..., Tensor]
     sample: Callable[..., Tensor]
     support: tuple[float, float]
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     counts: bool = False
+    by_reference: tuple[str, ...] = ()
+    of_x: Callable[[Options, Tensor], Options] | None = None
     per_row: bool = False
+    joint: str | None = None
     public: bool = True
 
-    def numbers(self, chosen: Mapping[str, float]) -> tuple[float, ...]:
+    def options_for(self, chosen: Options, x: Tensor) -> Options:
+        """What was chosen, as it is for such an x. Raises ValueError for what isn't possible."""
+        return self.of_x(chosen, x) if self.of_x else chosen
+
+    def without_kernel(self, chosen: Options) -> bool:
+        """Whether only the reference can compute it."""
+        return any(name in chosen for name in self.by_reference)
+
+    def bounds(self, chosen: Options) -> tuple[float, float]:
+        """The support, which options may shift."""
+        return (float(chosen["x_low"]), float(chosen["x_high"])) if "x_low" in chosen else self.support
+
+    def numbers(self, chosen: Options) -> tuple[float, ...]:
         """The options' values in the operators' order."""
         return tuple(float(chosen.get(name, value)) for name, value in self.options.items())
 
@@ -54,6 +76,28 @@ def _bernoulli_sample(logits: Tensor, generator: torch.Generator | None = None) 
 def _gaussian_sample(mean: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
     noise = torch.empty_like(mean).normal_(generator=generator)
     return mean + torch.exp(logvar / 2) * noise
+
+
+def _laplace_sample(mean: Tensor, log_scale: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    a, b = (torch.empty_like(mean).exponential_(generator=generator) for _ in range(2))
+    return mean + torch.exp(log_scale) * (a - b)
+
+
+def _levels_for(options: Options, x: Tensor, name: str = "discretized_logistic") -> Options:
+    """Integers are levels; compat=None is as none."""
+    chosen = {"levels": 256.0, "x_low": -1.0, "x_high": 1.0, **options}
+    levels, compat = float(chosen["levels"]), chosen.pop("compat", None)
+    if not (levels >= 2 and levels == round(levels)):
+        raise ValueError(f"{name}: levels must be an integer, at least 2, got {levels:g}")
+    if not x.is_floating_point():
+        chosen |= {"x_low": 0.0, "x_high": levels - 1}
+    if not float(chosen["x_low"]) < float(chosen["x_high"]):
+        raise ValueError(f"{name}: x_low must be below x_high, got {chosen['x_low']}, {chosen['x_high']}")
+    if compat is None:
+        return chosen
+    if compat not in reference.COMPATIBLE:
+        raise ValueError(f"{name}: compat must be one of {', '.join(reference.COMPATIBLE)}, got {compat!r}")
+    return {**chosen, "compat": compat}
 
 
 LIKELIHOODS = {
@@ -79,11 +123,102 @@ LIKELIHOODS = {
             _gaussian_sample,
             (-torch.inf, torch.inf),
         ),
+        Likelihood(
+            "laplace",
+            ("mean", "log_scale"),
+            (0.0,),
+            reference.laplace,
+            _first,
+            _laplace_sample,
+            (-torch.inf, torch.inf),
+        ),
+        Likelihood(
+            "continuous_bernoulli",
+            ("logits",),
+            (),
+            reference.continuous_bernoulli,
+            reference.continuous_bernoulli_mean,
+            reference.continuous_bernoulli_sample,
+            (0.0, 1.0),
+        ),
+        Likelihood(
+            "discretized_logistic",
+            ("mean", "log_scale"),
+            (),
+            reference.discretized_logistic,
+            reference.discretized_logistic_mean,
+            reference.discretized_logistic_sample,
+            (-torch.inf, torch.inf),
+            options={"levels": 256.0, "x_low": -1.0, "x_high": 1.0},
+            counts=True,
+            by_reference=("compat",),
+            of_x=_levels_for,
+        ),
+        Likelihood(
+            "categorical",
+            ("logits",),
+            (),
+            reference.categorical,
+            reference.categorical_mean,
+            reference.categorical_sample,
+            (0.0, torch.inf),
+            counts=True,
+            joint="classes",
+        ),
+        Likelihood(
+            "discretized_logistic_mixture",
+            ("parameters",),
+            (),
+            reference.discretized_logistic_mixture,
+            reference.discretized_logistic_mixture_mean,
+            reference.discretized_logistic_mixture_sample,
+            (-torch.inf, torch.inf),
+            options={"channels": 3.0, "levels": 256.0, "x_low": -1.0, "x_high": 1.0},
+            counts=True,
+            by_reference=("compat",),
+            of_x=partial(_levels_for, name="discretized_logistic_mixture"),
+            joint="channels",
+        ),
+        Likelihood(
+            "poisson",
+            ("rate",),
+            (),
+            reference.poisson,
+            reference.poisson_mean,
+            reference.poisson_sample,
+            (0.0, torch.inf),
+            {"log_rate": 1.0},
+            counts=True,
+        ),
+        Likelihood(
+            "negative_binomial",
+            ("mu", "theta", "library"),
+            (1.0,),
+            reference.negative_binomial,
+            reference.negative_binomial_mean,
+            reference.negative_binomial_sample,
+            (0.0, torch.inf),
+            {"log_mu": 0.0, "log_theta": 0.0},
+            counts=True,
+            per_row=True,
+        ),
+        Likelihood(
+            "zero_inflated_negative_binomial",
+            ("mu", "theta", "pi", "library"),
+            (1.0,),
+            reference.zero_inflated_negative_binomial,
+            reference.zero_inflated_negative_binomial_mean,
+            reference.zero_inflated_negative_binomial_sample,
+            (0.0, torch.inf),
+            {"log_mu": 0.0, "log_theta": 0.0},
+            counts=True,
+            per_row=True,
+        ),
     )
 }
 
 
-def find(name: str, owner: str, options: Mapping[str, float] | None = None) -> Likelihood:
+def find(name: str, owner: str, options: Options | None = None) -> Likelihood:
     """The likelihood of that name. Raises ValueError or TypeError, naming `owner`'s argument, for an unknown name or
     option."""
     names = [entry.name for entry in LIKELIHOODS.values() if entry.public]
@@ -91,7 +226,8 @@ def find(name: str, owner: str, options: Mapping[str, float] | None = None) -> L
         raise ValueError(f"{owner}: likelihood must be one of {', '.join(names)}, got {name!r}")
     entry = LIKELIHOODS[name]
     for option in options or {}:
-        if option not in entry.options:
-            known = f"the options {', '.join(entry.options)}" if entry.options else "no options"
+        names = [*entry.options, *entry.by_reference]
+        if option not in names:
+            known = f"the options {', '.join(names)}" if names else "no options"
             raise TypeError(f"{owner}: likelihood {name!r} has {known}, got {option!r}")
     return entry

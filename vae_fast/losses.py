@@ -33,7 +33,9 @@ class ELBOLoss(nn.Module):
     """The negative ELBO, -E_q[log p(x|z)] + beta KL(q(z|x) || p(z)), in nats, with its gradients from one pass.
 
     Arguments:
-        likelihood: "bernoulli" (recon: logits) or "gaussian" (recon: the mean, with unit variance, or (mean, logvar)).
+        likelihood: "bernoulli" (recon: logits), "gaussian" (recon: the mean, with unit variance, or (mean, logvar)) or
+            another; recon holds what `<likelihood>_nll` takes before x, in that order (docs/likelihoods.md);
+            "categorical" and "discretized_logistic_mixture" take one tensor [B, C, ...].
         beta: weight of the KL (Higgins et al. 2017), not negative, a number or a 0-dim tensor. Assign `loss.beta` to
             anneal it; under torch.compile or CUDA graphs make it a tensor, on the data's device, and change that in
             place. beta = 0 leaves the KL out.
@@ -63,7 +65,7 @@ class ELBOLoss(nn.Module):
         kl: str = "analytic",
         prior: functional.Prior | None = None,
         validate_args: bool = False,
-        **options: float,
+        **options: float | str,
     ) -> None:
         super().__init__()
         self.entry, self.options = find(likelihood, "ELBOLoss", options), options
@@ -111,11 +113,14 @@ class ELBOLoss(nn.Module):
         """The loss: 0-dim, or [B] with reduction="none". float32, or float64 for float64 inputs.
 
         Arguments:
-            recon: [B, ...] the decoder's output: parameters of p(x|z).
+            recon: [B, ...] the decoder's output: parameters of p(x|z). "categorical", "discretized_logistic_mixture":
+                [B, C, ...], C parameters to each observation; for [B, ..., C] pass recon.movedim(-1, 1), a view.
             x: [B, ...] the data, of recon's shape: floating point, bool, or uint8 (an intensity, read as x/255).
+                "categorical": classes [B, ...]; "discretized_logistic_mixture": [B, channels, ...].
             mu, logvar: [B, ...] the encoder's output: mean and log-variance of q(z|x).
             weight: [B] not negative, of each sample's ELBO; the mean still divides by B.
-            mask: bool, broadcasts to x; True where an observation counts. What is masked, NaN too, is never used.
+            mask: bool, broadcasts to x (of a mixture, without its channels); True where an observation counts. What is
+                masked, NaN too, is never used.
             z: [B, ...] for kl="monte_carlo" the sample that the decoder saw; without it a fresh one is drawn. The
                 analytic form needs none and ignores it.
         """
@@ -133,20 +138,21 @@ class ELBOLoss(nn.Module):
         z: Tensor | None = None,
     ) -> ELBOTerms:
         """(loss, nll [B], kl [B]) for the arguments of `forward`; nll and kl are detached and cost nothing more."""
-        parameters = self._parameters_of(recon)
+        parameters = self.parameters_of(recon)
         names = ("ELBOLoss", "recon", *self.entry.parameters[1:])
         objective = functional.Objective(
-            self.prior, weight, mask, self.beta, self._scale(parameters[0]), self.reduction != "none"
+            self.prior, weight, mask, self.beta, self._scale(parameters[0], x), self.reduction != "none"
         )
         if self.kl == "analytic":
             loss, nll, kl = functional.elbo(self.entry, names, parameters, x, mu, logvar, objective, self.options)
         else:
             loss, nll, kl = self._monte_carlo(names, parameters, x, mu, logvar, z, objective)
         if self.validate_args:
-            checks.support("ELBOLoss", x, *self.entry.support, weight, mask)
+            self._check_support(parameters[0], x, weight, mask)
         return ELBOTerms(loss, *(t.detach() if t.requires_grad else t for t in (nll, kl)))
 
-    def _parameters_of(self, recon: Reconstruction) -> tuple[Tensor | float, ...]:
+    def parameters_of(self, recon: Reconstruction) -> tuple[Tensor | float, ...]:
+        """The likelihood's parameters, defaults filled in. Raises TypeError for too few or too many."""
         entry = self.entry
         given = (recon,) if isinstance(recon, Tensor) else recon
         least = len(entry.parameters) - len(entry.defaults)
@@ -176,10 +182,18 @@ class ELBOLoss(nn.Module):
         loss = scale * (nll + torch.where(beta == 0, 0, beta * kl))
         return loss.sum() if reduce else loss, nll, kl
 
-    def _scale(self, recon: Tensor | float) -> float:
+    def _scale(self, recon: Tensor | float, x: Tensor) -> float:
         if not isinstance(recon, Tensor) or recon.dim() == 0 or self.reduction in ("sum", "none"):
             return 1.0
-        return 1 / max(1, recon.shape[0] if self.reduction == "mean" else recon.numel())
+        return 1 / max(1, recon.shape[0] if self.reduction == "mean" else (x if self.entry.joint else recon).numel())
+
+    def _check_support(self, recon: Tensor | float, x: Tensor, weight: Tensor | None, mask: Tensor | None) -> None:
+        low, high = self.entry.bounds(self.entry.options_for(self.options, x))
+        if self.entry.joint == "classes" and isinstance(recon, Tensor):
+            high = recon.shape[1] - 1
+        elif self.entry.joint == "channels" and mask is not None and mask.dim() < x.dim():
+            mask = mask.expand(x.shape[0], *x.shape[2:]).unsqueeze(1)
+        checks.support("ELBOLoss", x, low, high, weight, mask, self.entry.counts)
 
     def extra_repr(self) -> str:
         return f"{self.likelihood!r}, beta={self.beta}, reduction={self.reduction!r}, kl={self.kl!r}"

@@ -2,54 +2,54 @@
 #pragma once
 
 #include "../divergences.h"
-#include "operators.h"
+#include "joint.h"
 
 namespace vae_fast {
 
 template <template <class, int> class Accumulator>
 constexpr int parameters_of = Accumulator<float, kLanes>::kParameters;
 
-// A likelihood's parameters, x and options, as they come on the stack
-template <template <class, int> class Accumulator, int K = parameters_of<Accumulator>>
-Tensor read_observations(Arguments& in, Term<K>& term) {
-  for (Tensor& t : term.parameters) t = in.tensor();
-  const Tensor x = in.tensor();
-  for (int k = 0; k < Accumulator<float, kLanes>::kOptions; ++k) term.rows.options.push_back(in.number());
-  return x;
-}
-
-template <template <class, int> class Accumulator, int K>
-void set_observations(Term<K>& term, const Tensor& x) {
+// A likelihood whose observations are the elements of [B, D]
+template <template <class, int> class Accumulator, template <class, int> class Shared>
+struct Elements : Term<parameters_of<Accumulator>> {
+  static constexpr int kParameters = parameters_of<Accumulator>;
   using A = Accumulator<float, kLanes>;
-  STD_TORCH_CHECK(x.dim() == 2, "x must have shape [B, D]");
-  term.set_size(x.size(0), x.size(1));
-  term.rows.x = observed(x, x.size(0), x.size(1), A::kCounts);
-  STD_TORCH_CHECK(!(shares_last<A, float>) || term.parameters[K - 1].size(1) == 1,
-                  "the last parameter must be one number a row");
-}
+  Tensor x;
 
-template <template <class, int> class Accumulator, template <class, int> class Shared, int K>
-Work likelihood_work(Term<K>& term) {
-  if (term.rows.parameters[K - 1].column_stride == 0 && term.rows.columns > 1) return term.template work<Shared>();
-  return term.template work<Accumulator>();
-}
+  // Its parameters, x and options, as they come on the stack
+  explicit Elements(Arguments& in) {
+    for (Tensor& t : this->parameters) t = in.tensor();
+    x = in.tensor();
+    for (int k = 0; k < A::kOptions; ++k) this->rows.options.push_back(in.number());
+  }
+  void set_observations() {
+    STD_TORCH_CHECK(x.dim() == 2, "x must have shape [B, D]");
+    this->set_size(x.size(0), x.size(1));
+    this->rows.x = observed(x, x.size(0), x.size(1), A::kCounts);
+    STD_TORCH_CHECK(!(shares_last<A, float>) || this->parameters[kParameters - 1].size(1) == 1,
+                    "the last parameter must be one number a row");
+  }
+  Work likelihood_work() {
+    const bool shared = this->rows.parameters[kParameters - 1].column_stride == 0 && this->rows.columns > 1;
+    return shared ? this->template work<Shared>() : this->template work<Accumulator>();
+  }
+};
 
 // (parameters, x, options, weight?, mask?, asked) -> (nll [B], gradients)
-template <template <class, int> class Accumulator, template <class, int> class Shared>
+template <class Likelihood>
 void nll(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  Term<parameters_of<Accumulator>> term;
-  const Tensor x = read_observations<Accumulator>(in, term);
+  Likelihood likelihood(in);
   const auto weight = in.optional_tensor(), mask = in.optional_tensor();
   const int64_t asked = in.integer();
   in.place();
-  set_observations<Accumulator>(term, x);
-  term.set_selection(weight, mask);
-  term.allocate_gradients(asked);
-  run_together({likelihood_work<Accumulator, Shared>(term)});
+  likelihood.set_observations();
+  likelihood.set_selection(weight, mask);
+  likelihood.allocate_gradients(asked);
+  run_together({likelihood.likelihood_work()});
   Results out(stack);
-  out.push(term.values());
-  out.push(term.gradients);
+  out.push(likelihood.values());
+  out.push(likelihood.gradients);
 }
 
 // scale * sum or each of (nll + beta kl)
@@ -101,9 +101,9 @@ Term<K> latent_term(Tensor (&&parameters)[K], const Objective& objective, int64_
   return term;
 }
 
-template <template <class, int> class Accumulator, template <class, int> class Shared, int K, int L>
-void elbo(Term<K>& reconstruction, Term<L>&& latent, const Objective& objective, StableIValue* stack) {
-  run_together({likelihood_work<Accumulator, Shared>(reconstruction), divergence_work(latent)});
+template <class Likelihood, int L>
+void elbo(Likelihood& reconstruction, Term<L>&& latent, const Objective& objective, StableIValue* stack) {
+  run_together({reconstruction.likelihood_work(), divergence_work(latent)});
   const Tensor nll = reconstruction.values(), kl = latent.values();
   Results out(stack);
   out.push(combine(nll, kl, objective.beta, objective.scale, objective.reduce));
@@ -116,33 +116,38 @@ void elbo(Term<K>& reconstruction, Term<L>&& latent, const Objective& objective,
 
 // (parameters, x, options, mu, logvar, prior_mu?, prior_logvar?, weight?, mask?, beta_factor?, beta, scale, reduce, asked)
 //   -> (loss, nll [B], kl [B], gradients of parameters, mu, logvar, prior_mu, prior_logvar)
-template <template <class, int> class Accumulator, template <class, int> class Shared>
+template <class Likelihood>
 void elbo(StableIValue* stack, uint64_t, uint64_t) {
-  constexpr int K = parameters_of<Accumulator>;
   Arguments in(stack);
-  Term<K> reconstruction;
-  const Tensor x = read_observations<Accumulator>(in, reconstruction), mu = in.tensor(), logvar = in.tensor();
+  Likelihood reconstruction(in);
+  const Tensor mu = in.tensor(), logvar = in.tensor();
   const auto prior_mu = in.optional_tensor(), prior_logvar = in.optional_tensor();
   Objective objective(in);
-  set_observations<Accumulator>(reconstruction, x);
+  reconstruction.set_observations();
   STD_TORCH_CHECK(mu.dim() == 2 && mu.size(0) == reconstruction.rows.rows, "mu must have shape [B, Z]");
   STD_TORCH_CHECK(prior_mu.has_value() == prior_logvar.has_value(), "prior_mu and prior_logvar go together");
 
   reconstruction.set_selection(objective.weight, objective.mask);
   reconstruction.rows.scale = objective.scale;
   reconstruction.allocate_gradients(objective.asked);
-  const int64_t asked = objective.asked >> K;
+  const int64_t asked = objective.asked >> Likelihood::kParameters;
   if (prior_mu)
-    elbo<Accumulator, Shared>(reconstruction, latent_term<4>({mu, logvar, *prior_mu, *prior_logvar}, objective, asked),
-                              objective, stack);
-  else elbo<Accumulator, Shared>(reconstruction, latent_term<2>({mu, logvar}, objective, asked), objective, stack);
+    elbo(reconstruction, latent_term<4>({mu, logvar, *prior_mu, *prior_logvar}, objective, asked), objective, stack);
+  else elbo(reconstruction, latent_term<2>({mu, logvar}, objective, asked), objective, stack);
 }
 
 // The operators' name, the likelihood's accumulator, and the one for a last parameter that is one number a row
-#define VAE_FAST_LIKELIHOOD(name, accumulator, shared) \
-  STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {        \
-    m.impl(#name "_nll", &nll<accumulator, shared>);   \
-    m.impl("elbo_" #name, &elbo<accumulator, shared>); \
+#define VAE_FAST_LIKELIHOOD(name, accumulator, shared)           \
+  STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {                  \
+    m.impl(#name "_nll", &nll<Elements<accumulator, shared>>);   \
+    m.impl("elbo_" #name, &elbo<Elements<accumulator, shared>>); \
+  }
+
+// The operators' name, the joint likelihood's accumulator, and the one for x of another number of channels
+#define VAE_FAST_JOINT(name, accumulator, other)             \
+  STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {              \
+    m.impl(#name "_nll", &nll<Joint<accumulator, other>>);   \
+    m.impl("elbo_" #name, &elbo<Joint<accumulator, other>>); \
   }
 
 }  // namespace vae_fast

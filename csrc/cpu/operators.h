@@ -17,8 +17,12 @@ constexpr uintptr_t kLarge = 2 * kHugePage;  // memory that holds a huge page wh
 
 // Memory of that size is fresh from the system, page by page: 4 KiB at a time that takes longer than what is computed
 // into it, in huge pages a fifth of that. Systems have them for those who ask.
-inline void prefer_huge_pages(const Tensor& t, uintptr_t bytes) {
+inline void prefer_huge_pages(const Tensor& t) {
 #if defined(__linux__)
+  const ScalarType type = t.scalar_type();
+  const uintptr_t bytes = static_cast<uintptr_t>(t.numel()) * (type == ScalarType::Double  ? 8
+                                                               : type == ScalarType::Float ? 4
+                                                                                           : 2);
   if (bytes < kLarge) return;
   const auto begin = reinterpret_cast<uintptr_t>(t.data_ptr());
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage,
@@ -30,9 +34,7 @@ inline void prefer_huge_pages(const Tensor& t, uintptr_t bytes) {
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
   static const Place cpu{aoti_torch_device_type_cpu()};
   const Tensor t = empty(sizes, type, cpu);
-  prefer_huge_pages(t, static_cast<uintptr_t>(t.numel()) * (type == ScalarType::Double  ? 8
-                                                            : type == ScalarType::Float ? 4
-                                                                                        : 2));
+  prefer_huge_pages(t);
   return t;
 }
 

@@ -82,9 +82,9 @@ inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* 
 }
 
 // n <= kBlock observations: their value, and gradients times scale. The last lanes run on a copy of the last observation.
-template <class A, bool GRADIENTS, Part PART = Part::kStep, class T>
-inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
-                                                   T* const* gradients, T scale, int n) {
+template <class A, bool GRADIENTS, Part PART, class T>
+inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
+                                                        T* const* gradients, T scale, int n) {
   constexpr int K = A::kParameters;
   T sums[kLanes] = {};
   A state = start<A, T>(options, parameters[K - 1][0]);
@@ -117,16 +117,53 @@ inline __attribute__((always_inline)) T accumulate(const T* options, const T* co
   return state.finish(add_lanes(sums), PART == Part::kStep ? static_cast<T>(n) : T(0));
 }
 
+template <class A, bool GRADIENTS, Part PART = Part::kStep, class T>
+inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
+                                                   T* const* gradients, T scale, int n) {
+  if constexpr (A::kPlain) {
+    constexpr T kZeros[A::kOptions] = {};
+    if (std::all_of(options, options + A::kOptions, [](T option) { return option == 0; }))
+      return accumulate_with<A, GRADIENTS, PART>(kZeros, parameters, x, gradients, scale, n);
+  }
+  return accumulate_with<A, GRADIENTS, PART>(options, parameters, x, gradients, scale, n);
+}
+
+// Where the bits of each byte are, and behind those anything
+struct Bits {
+  uint8_t places[256][8] = {};
+
+  constexpr Bits() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int bit = 0, count = 0; bit < 8; ++bit)
+        if (byte >> bit & 1) places[byte][count++] = static_cast<uint8_t>(bit);
+  }
+};
+
+// Places of the n <= kBlock numbers that aren't 0, and behind those up to eight of anything; how many is returned
+template <class T>
+inline __attribute__((always_inline)) int places_of_others(const T* x, int n, int* places) {
+  static constexpr Bits kBits;
+  uint8_t others[kBlock + 8];
+  for (int i = 0; i < n; ++i) others[i] = x[i] != T(0);
+  std::fill(others + n, others + n + 8, uint8_t(0));
+  int count = 0;
+  for (int i = 0; i < n; i += 8) {
+    uint64_t eight;
+    memcpy(&eight, others + i, sizeof(eight));
+    const auto byte = static_cast<uint8_t>(eight * 0x0102040810204080u >> 56);
+    for (int k = 0; k < 8; ++k) places[count + k] = i + kBits.places[byte][k];
+    count += __builtin_popcount(byte);
+  }
+  return count;
+}
+
 // What `step` left out of n observations: the rest of those that aren't 0, packed together; gradients are added to
 template <class A, bool GRADIENTS, class T>
 inline __attribute__((always_inline)) T accumulate_rest(const T* options, const T* const* parameters, const T* x,
                                                         T* const* gradients, T scale, int n) {
   constexpr int K = A::kParameters;
-  int places[kBlock], count = 0;
-  for (int i = 0; i < n; ++i) {
-    places[count] = i;
-    count += x[i] != T(0);
-  }
+  int places[kBlock + 8];
+  const int count = places_of_others(x, n, places);
   if (count == 0) return T(0);
   T packed[K + 1][kBlock], found[K][kBlock];
   const T* in[K];
@@ -287,8 +324,8 @@ inline void run_together(const std::vector<Work>& works) {
 }
 
 // The weighted value of one row, in nats
-template <int K>
-double row_value(const Rows<K>& p, int64_t row, int64_t chunks) {
+template <class P>
+double row_value(const P& p, int64_t row, int64_t chunks) {
   double sum = 0;
   for (int64_t c = 0; c < chunks; ++c) sum += p.values[row * chunks + c];
   if (!p.weight.data) return sum;

@@ -79,8 +79,12 @@ struct ElboArguments {
         asked(in.integer()) {}
 
   void check(const Tensor& x) const {
+    STD_TORCH_CHECK(x.dim() == 2, "x must have shape [B, D]");
+    check_latent(x.size(0));
+  }
+  void check_latent(int64_t rows) const {
     check_posterior(mu, logvar);
-    STD_TORCH_CHECK(x.dim() == 2 && x.size(0) == mu.size(0), "x must have shape [B, D], and mu [B, Z]");
+    STD_TORCH_CHECK(mu.size(0) == rows, "mu must have shape [B, Z] and x's B");
     STD_TORCH_CHECK(prior_mu.has_value() == prior_logvar.has_value(), "prior_mu and prior_logvar go together");
   }
 };

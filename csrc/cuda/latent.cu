@@ -192,15 +192,25 @@ void monte_carlo_kl(StableIValue* stack, uint64_t, uint64_t) {
 
 }  // namespace
 
-GivenKl given_kl(const char* name, const Device& device, const Tensor (&parameters)[4], const Objective& objective,
-                 int64_t asked) {
-  Program<GaussianKl, None> program(device, name);
+template <template <class, int> class Divergence, int K>
+static GivenKl kl_alone(const char* name, const Device& device, const Tensor (&parameters)[K],
+                        const Objective& objective, int64_t asked) {
+  Program<Divergence, None> program(device, name);
   program.operands.take(parameters, parameters[0].size(0), parameters[0].size(1), asked);
   program.objective = objective;
   program.run();
   GivenKl found{program.value(), {}};
-  std::copy(program.operands.gradients, program.operands.gradients + 4, found.gradients);
+  std::copy(program.operands.gradients, program.operands.gradients + K, found.gradients);
+  for (int k = K; k < 4; ++k) found.gradients[k] = empty({0}, parameters[0].scalar_type(), device.place());
   return found;
+}
+GivenKl given_kl(const char* name, const Device& device, const Tensor (&parameters)[4], const Objective& objective,
+                 int64_t asked) {
+  return kl_alone<GaussianKl>(name, device, parameters, objective, asked);
+}
+GivenKl standard_kl(const char* name, const Device& device, const Tensor (&parameters)[2], const Objective& objective,
+                    int64_t asked) {
+  return kl_alone<StandardKl>(name, device, parameters, objective, asked);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vae_fast, CUDA, m) {

@@ -27,10 +27,16 @@ class Device {
   template <class... Parameters>
   void launch(const char* name, void (*kernel)(Parameters...), int64_t groups, int splits,
               const Parameters&... parameters) const {
+    launch(name, kernel, groups, splits, kThreads, 0, parameters...);
+  }
+  // threads: of a block; shared: its bytes of shared memory beside what the kernel declares
+  template <class... Parameters>
+  void launch(const char* name, void (*kernel)(Parameters...), int64_t groups, int splits, int threads, int shared,
+              const Parameters&... parameters) const {
     if (groups == 0) return;
     const int64_t most = std::max<int64_t>(1, int64_t{processors()} * kBlocksInTurn / splits);
     const dim3 grid(static_cast<unsigned>(std::min(groups, most)), static_cast<unsigned>(splits));
-    kernel<<<grid, kThreads, 0, stream_>>>(parameters...);
+    kernel<<<grid, threads, shared, stream_>>>(parameters...);
     const cudaError_t error = cudaGetLastError();
     STD_TORCH_CHECK(error == cudaSuccess, "vae_fast: the kernel ", name, " did not start: ", cudaGetErrorString(error));
   }

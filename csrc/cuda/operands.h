@@ -23,6 +23,11 @@ inline bool is_double(StableIValue argument, bool optional) {
   return dtype == aoti_torch_dtype_float64();
 }
 
+inline void call_reference(const char* name, StableIValue* stack) {
+  const std::string reference = std::string("vae_fast_reference::") + name;
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(reference.c_str(), "", stack, TORCH_ABI_VERSION));
+}
+
 // True if the reference took the call to operator `name`, since one of its arguments from `first` on, `required` and
 // then `optional` of them, is float64
 inline bool left_to_reference(const char* name, StableIValue* stack, int first, int required, int optional = 0) {
@@ -30,8 +35,7 @@ inline bool left_to_reference(const char* name, StableIValue* stack, int first, 
   for (int k = first; k < first + required + optional; ++k)
     doubles = doubles || is_double(stack[k], k >= first + required);
   if (!doubles) return false;
-  const std::string reference = std::string("vae_fast_reference::") + name;
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(reference.c_str(), "", stack, TORCH_ABI_VERSION));
+  call_reference(name, stack);
   return true;
 }
 

@@ -51,7 +51,7 @@ class Program {
       choose<P, None>();
     } else {
       const ScalarType x = operands.term.x.type;
-      if constexpr (A::kCounts) return run_on_counts<P>(x);
+      if constexpr (A::kCounts && !A::kPixels) return run_on_counts<P>(x);
       else if (x == ScalarType::Byte || x == ScalarType::Bool) choose<P, uint8_t>();
       else if (x == Dtype<P>::type) choose<P, P>();
       else if (x == ScalarType::Float) choose<P, float>();
@@ -84,7 +84,7 @@ class Program {
       return launch<Any, X, 0>(0);
     }
     if (wanted == 0) return launch<P, S, 0>(vector);
-    if constexpr (K == 2) {
+    if constexpr (K == 2 && !A::kHeavy) {
       if (wanted == 1) return launch<P, S, 1>(vector);
       if (wanted == 2) return launch<P, S, 2>(vector);
     }
@@ -149,5 +149,7 @@ struct GivenKl {
 };
 GivenKl given_kl(const char* name, const Device& device, const Tensor (&parameters)[4], const Objective& objective,
                  int64_t asked);
+GivenKl standard_kl(const char* name, const Device& device, const Tensor (&parameters)[2], const Objective& objective,
+                    int64_t asked);
 
 }  // namespace vae_fast

@@ -106,6 +106,7 @@ struct Use {
 template <class A, int K>
 __device__ __forceinline__ void see_one(A& state, int lane, const float (&parameters)[K], float x, float scale,
                                         float (&gradients)[K]) {
+  if constexpr (A::kWhole) return state.whole(lane, parameters, x, scale, gradients);
   state.step(lane, parameters, x, scale, gradients);
   if constexpr (A::kSparse)
     if (x != 0.f) state.rest(lane, parameters, x, scale, gradients);

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from operands import LAYOUTS
+from operands import LAYOUTS, levels
 from torch import Tensor
 
 from vae_fast import reference
+from vae_fast.likelihoods import LIKELIHOODS
 
 SEED = torch.tensor(2**40 + 7)
 Z = 64
@@ -26,7 +27,8 @@ SHAPES = [(37, 20), (5, 784), (2, 1025), (1, 12_288)]
 class Case:
     """arguments: tensors of the operator, a prefix of them differentiable. call: runs a backend's operator on them.
     expected: float64 (values, gradients), as call returns them. terms: how many each value [B] sums. shape: [B, D].
-    noise: there is some in the results. differences: the gradients are differences of numbers as large."""
+    noise: there is some in the results. differences: the gradients are differences of numbers as large. products: they
+    are products of several functions, each approximate."""
 
     arguments: list[Any]
     call: Callable[..., Sequence[Tensor]]
@@ -35,6 +37,7 @@ class Case:
     shape: Sequence[int]
     noise: bool = False
     differences: bool = False
+    products: bool = False
 
     def run(self, operators: Any) -> list[Tensor]:
         return [t for t in self.call(operators, *self.arguments) if t.numel()]
@@ -45,7 +48,7 @@ class Case:
 
     def check(self, operators: Any) -> list[Tensor]:
         """Values within 1e-6 of their terms; gradients within 1e-6, of the largest where they are sums or differences,
-        with noise in them 4e-6; all then as rounded."""
+        with noise in them 4e-6, as products 2e-6; all then as rounded."""
         got, exact = self.run(operators), self.exact()
         assert [g.shape for g in got] == [e.shape for e in exact]
         terms = iter(self.terms)
@@ -63,7 +66,9 @@ class Case:
         rows, columns = self.shape
         if self.differences or len(e) < rows or e.size(1) == 1 < columns:
             return 1e-6 * e.abs().amax().clamp(min=rows)
-        return 1e-6 * (4 * (1 + e.abs()) if self.noise else e.abs().clamp(min=1))
+        if self.noise:
+            return 4e-6 * (1 + e.abs())
+        return (2e-6 if self.products else 1e-6) * e.abs().clamp(min=1)
 
     def large(self) -> list[Tensor]:
         """The inputs that aren't read by every block: those of which each byte should be read once."""
@@ -90,25 +95,27 @@ def nll(
     weight: Tensor | None = None,
     mask: Tensor | None = None,
     wanted: int | None = None,
+    **options: float,
 ) -> Case:
     """wanted: how many of the parameters want a gradient, the first ones; None for all."""
-    elementwise = getattr(reference, name)
-    count = len(parameters)
+    entry, count = LIKELIHOODS[name], len(parameters)
+    form = entry.options_for(options, x)
     wanted = count if wanted is None else wanted
 
     def expected(*wide: Any) -> list[Tensor]:
         (value, gradients) = differentiated(
             lambda *leaves: reference.nll(
-                elementwise, leaves, wide[count], weight=wide[count + 1], mask=wide[count + 2]
+                entry.elementwise, leaves, wide[count], weight=wide[-2], mask=wide[-1], options=form,
+                counts=entry.counts,
             ),
             wide[:count],
-        )
+        )  # fmt: skip
         return [value, *gradients[:wanted]]
 
     def call(operators: Any, *arguments: Any) -> Any:
         return getattr(operators, f"{name}_nll")(*arguments, (1 << wanted) - 1)
 
-    return Case([*parameters, x, weight, mask], call, expected, [x.size(1)], x.shape)
+    return Case([*parameters, x, *entry.numbers(form), weight, mask], call, expected, [x.size(1)], x.shape)
 
 
 def logits(b: int, d: int, dtype: torch.dtype) -> Tensor:
@@ -140,6 +147,67 @@ def gaussian(
     return nll("gaussian", parameters, target(b, d, dtype), wanted=wanted)
 
 
+def laplace(
+    b: int,
+    d: int,
+    dtype: torch.dtype,
+    shape: Callable[..., tuple[int, int]] = lambda b, d: (b, d),
+    wanted: int | None = None,
+) -> Case:
+    """shape: of the log-scale."""
+    parameters = [torch.randn(b, d).to(dtype), torch.randn(shape(b, d)).to(dtype)]
+    return nll("laplace", parameters, target(b, d, dtype), wanted=wanted)
+
+
+def continuous_bernoulli(b: int, d: int, dtype: torch.dtype, x_dtype: torch.dtype = torch.uint8) -> Case:
+    return nll("continuous_bernoulli", [logits(b, d, dtype)], target(b, d, x_dtype))
+
+
+def discretized_logistic(
+    b: int,
+    d: int,
+    dtype: torch.dtype,
+    x_dtype: torch.dtype = torch.uint8,
+    shape: Callable[..., tuple[int, int]] = lambda b, d: (b, d),
+) -> Case:
+    """shape: of the log-scale."""
+    parameters = [(0.5 * torch.randn(b, d)).to(dtype), (torch.randn(shape(b, d)) - 1.5).to(dtype)]
+    case = nll("discretized_logistic", parameters, levels((b, d), x_dtype))
+    case.products = True
+    return case
+
+
+def counts(b: int, d: int, dtype: torch.dtype) -> Tensor:
+    """Three of four are 0."""
+    return torch.poisson(4 * torch.rand(b, d) ** 4).to(dtype)
+
+
+def poisson(b: int, d: int, dtype: torch.dtype, x_dtype: torch.dtype | None = None, **options: float) -> Case:
+    return nll("poisson", [(torch.rand(b, d) + 0.1).to(dtype)], counts(b, d, x_dtype or dtype), **options)
+
+
+def negative_binomial(
+    b: int, d: int, dtype: torch.dtype, x_dtype: torch.dtype | None = None, inflated: bool = False, **options: float
+) -> Case:
+    """One theta a feature, one library a row."""
+    mu, theta, library = 4 * torch.rand(b, d) + 0.05, torch.rand(1, d) + 0.5, torch.rand(b, 1) + 0.5
+    if options:
+        mu, theta = mu.log(), theta.log()
+    dropout = [2 * torch.randn(b, d)] if inflated else []
+    parameters = [t.to(dtype) for t in (mu, theta, *dropout, library)]
+    name = "zero_inflated_negative_binomial" if inflated else "negative_binomial"
+    return nll(name, parameters, counts(b, d, x_dtype or dtype), **options)
+
+
+def negative_binomial_each(b: int, d: int, dtype: torch.dtype, inflated: bool = False) -> Case:
+    """One theta an element, no library."""
+    case = negative_binomial(b, d, dtype, inflated=inflated)
+    mu, _, *dropout = case.arguments[: 2 + inflated]
+    name = "zero_inflated_negative_binomial" if inflated else "negative_binomial"
+    parameters = [mu, (torch.rand(b, d) + 0.5).to(dtype), *dropout, torch.ones(1, 1, dtype=dtype)]
+    return nll(name, parameters, counts(b, d, dtype), wanted=2 + inflated)
+
+
 def elbo(
     name: str,
     parameters: Sequence[Tensor],
@@ -153,7 +221,8 @@ def elbo(
     reduce: bool = True,
 ) -> Case:
     """latent: mu, logvar, prior_mu, prior_logvar."""
-    elementwise, count, given = getattr(reference, name), len(parameters), latent[2] is not None
+    entry, count, given = LIKELIHOODS[name], len(parameters), latent[2] is not None
+    form = entry.options_for({}, x)
     scale, latents = 0.75, 4 if given else 2
 
     def expected(*wide: Any) -> list[Tensor]:
@@ -162,15 +231,17 @@ def elbo(
         def value(*leaves: Tensor) -> Any:
             mu, logvar, *prior = leaves[count:]
             return reference.elbo(
-                elementwise, leaves[:count], x, mu, logvar, prior or None, weight=weight, mask=mask,
+                entry.elementwise, leaves[:count], x, mu, logvar, prior or None, weight=weight, mask=mask,
                 beta=beta if factor is None else beta * factor, scale=scale, reduce=reduce,
+                options=form, counts=entry.counts,
             )  # fmt: skip
 
         values, gradients = differentiated(value, [*wide[:count], *wide[count + 1 : count + 1 + latents]])
         return [*values, *gradients]
 
     def call(operators: Any, *arguments: Any) -> Any:
-        return getattr(operators, f"elbo_{name}")(*arguments, beta, scale, reduce, (1 << count + latents) - 1)
+        observed = [*arguments[: count + 1], *entry.numbers(form), *arguments[count + 1 :]]
+        return getattr(operators, f"elbo_{name}")(*observed, beta, scale, reduce, (1 << count + latents) - 1)
 
     arguments = [*parameters, x, *latent, weight, mask, beta_factor]
     return Case(arguments, call, expected, [*([] if reduce else [x.size(1)]), x.size(1), latent[0].size(1)], x.shape)
@@ -274,6 +345,25 @@ KERNELS: dict[str, Callable[[int, int, torch.dtype], Case]] = {
     "gaussian, fixed": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (1, 1), wanted=1),
     "gaussian, one a feature": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (1, d)),
     "gaussian, one a row": lambda b, d, dtype: gaussian(b, d, dtype, lambda b, d: (b, 1)),
+    "laplace": laplace,
+    "laplace, fixed": lambda b, d, dtype: laplace(b, d, dtype, lambda b, d: (1, 1), wanted=1),
+    "laplace, one a feature": lambda b, d, dtype: laplace(b, d, dtype, lambda b, d: (1, d)),
+    "laplace, one a row": lambda b, d, dtype: laplace(b, d, dtype, lambda b, d: (b, 1)),
+    "continuous_bernoulli": continuous_bernoulli,
+    "continuous_bernoulli, x as the logits": lambda b, d, dtype: continuous_bernoulli(b, d, dtype, dtype),
+    "discretized_logistic": discretized_logistic,
+    "discretized_logistic, x as the means": lambda b, d, dtype: discretized_logistic(b, d, dtype, dtype),
+    "discretized_logistic, one scale": lambda b, d, dtype: discretized_logistic(b, d, dtype, shape=lambda b, d: (1, 1)),
+    "poisson": poisson,
+    "poisson, rates": lambda b, d, dtype: poisson(b, d, dtype, log_rate=0.0),
+    "negative_binomial": negative_binomial,
+    "negative_binomial, logarithms": lambda b, d, dtype: negative_binomial(b, d, dtype, log_mu=1.0, log_theta=1.0),
+    "negative_binomial, x int32": lambda b, d, dtype: negative_binomial(b, d, dtype, torch.int32),
+    "negative_binomial, x uint16": lambda b, d, dtype: negative_binomial(b, d, dtype, torch.uint16),
+    "negative_binomial, x bytes": lambda b, d, dtype: negative_binomial(b, d, dtype, torch.uint8),
+    "negative_binomial, each": lambda b, d, dtype: negative_binomial_each(b, d, dtype),
+    "zero_inflated_negative_binomial": lambda b, d, dtype: negative_binomial(b, d, dtype, inflated=True),
+    "zero_inflated_negative_binomial, each": lambda b, d, dtype: negative_binomial_each(b, d, dtype, inflated=True),
     "elbo": elbo_case,
     "elbo, given prior": lambda b, d, dtype: elbo_case(b, d, dtype, prior=True),
     "elbo of each row": lambda b, d, dtype: elbo_case(b, d, dtype, reduce=False),
@@ -293,6 +383,12 @@ ALIGNED = {
     "gaussian": (64, 1536),
     "gaussian, fixed": (64, 1536),
     "gaussian, one a row": (64, 1536),
+    "laplace": (64, 1536),
+    "continuous_bernoulli": (64, 1536),
+    "discretized_logistic": (64, 1536),
+    "poisson": (64, 1536),
+    "negative_binomial, each": (64, 1536),
+    "zero_inflated_negative_binomial, each": (64, 1536),
     "elbo of each row": (64, 1536),
     "gaussian_kl": (8192, 64),
     "monte_carlo_kl": (8192, 64),

@@ -20,7 +20,7 @@ from triton.compiler import compile as triton_compile
 from triton.runtime import driver
 from triton.runtime.jit import create_function_from_signature
 
-from vae_fast.kernels import elbo, latent, scale
+from vae_fast.kernels import elbo, latent, planes, scale
 from vae_fast.kernels import launch as launching
 from vae_fast.likelihoods import LIKELIHOODS
 
@@ -31,8 +31,11 @@ TARGETS = {
 }
 # The kernels by their operators' names
 OPERATORS = SimpleNamespace(
-    **{f"{name}_nll": functools.partial(elbo.nll, name) for name in LIKELIHOODS},
-    **{f"elbo_{name}": functools.partial(elbo.elbo, name) for name in LIKELIHOODS},
+    **{f"{name}_nll": functools.partial((planes if e.joint else elbo).nll, name) for name, e in LIKELIHOODS.items()},
+    **{
+        f"elbo_{name}": functools.partial(planes.elbo_of if entry.joint else elbo.elbo, name)
+        for name, entry in LIKELIHOODS.items()
+    },
     gaussian_kl=elbo.gaussian_kl,
     monte_carlo_kl=elbo.monte_carlo_kl,
     reparameterize=latent.reparameterize,
@@ -51,13 +54,14 @@ class Launch:
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     num_warps: int
+    registers: int = launching.REGISTERS
     stats: Any = None
     runtime: tuple[Any, ...] = ()  # the arguments that stats.traffic numbers
 
     def compile(self, target: Any) -> tuple[Any, list[Any]]:
         """The compiled kernel and the arguments that are left at run time, as Triton's own launcher has them."""
         backend = make_backend(TARGETS[target])
-        options = {"num_warps": self.num_warps, **_options(target)}
+        options = {"num_warps": self.num_warps, **_options(target, self.registers)}
         binder = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
         bound, specialization, _ = binder(*self.arguments, **options)
         parsed, signature, constants, attributes = self.kernel._pack_args(
@@ -103,8 +107,8 @@ def _runtime(value: Any, path: tuple[int, ...], constants: dict[tuple[int, ...],
         yield value
 
 
-def _options(target: Any) -> dict[str, Any]:
-    return launching.NVIDIA_OPTIONS if isinstance(target, int) else {"enable_fp_fusion": True}
+def _options(target: Any, registers: int) -> dict[str, Any]:
+    return launching.nvidia_options(registers) if isinstance(target, int) else launching.FUSION
 
 
 class _Driver:
@@ -156,8 +160,10 @@ def executed(cc: int) -> AbstractContextManager[None]:
 def _executor(receive: Any) -> Iterator[None]:
     before = launching.executor
 
-    def executor(kernel: Any, grid: tuple[int, ...], device: Any, *arguments: Any, num_warps: int) -> None:
-        receive(Launch(kernel, grid, arguments, num_warps))
+    def executor(
+        kernel: Any, grid: tuple[int, ...], device: Any, *arguments: Any, num_warps: int, registers: int
+    ) -> None:
+        receive(Launch(kernel, grid, arguments, num_warps, registers))
 
     launching.executor = executor
     try:

@@ -166,7 +166,7 @@ class StopOnSignal(Callback):
 
 
 class Bar(TQDMProgressBar):
-    """One bar an epoch, with the validation -ELBO in nats per image."""
+    """One bar an epoch, with the validation -ELBO in nats per observation."""
 
     def init_validation_tqdm(self) -> Tqdm:
         return Tqdm(disable=True)
@@ -177,7 +177,11 @@ class Bar(TQDMProgressBar):
 
 
 class EpochLines(ProgressBar):
-    """One line an epoch, where standard output is no terminal."""
+    """One line an epoch, where standard output is no terminal. unit: what an observation is called."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = trainer.callback_metrics
@@ -186,7 +190,7 @@ class EpochLines(ProgressBar):
         )
         if trainer.is_global_zero:
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            print(f"{epoch}  -ELBO, nats per image: {'  '.join(values)}", flush=True)
+            print(f"{epoch}  -ELBO, nats per {self._unit}: {'  '.join(values)}", flush=True)
 
     def disable(self) -> None:
         """Lightning disables the bars of all processes but the first; ours prints in the first only."""
@@ -195,5 +199,5 @@ class EpochLines(ProgressBar):
         """See `disable`."""
 
 
-def progress_bar() -> ProgressBar:
-    return Bar(leave=True) if sys.stdout.isatty() else EpochLines()
+def progress_bar(unit: str) -> ProgressBar:
+    return Bar(leave=True) if sys.stdout.isatty() else EpochLines(unit)

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from .callbacks import BEST
-from .data import ImageData
+from .data import VAEData
 from .errors import UserError, write_whole
 from .module import VAEModule
 
@@ -78,22 +78,27 @@ def load_model(path: Path, checkpoint: dict[str, Any]) -> VAEModule:
     return module.eval()
 
 
-def load_data(path: Path, checkpoint: dict[str, Any], **options: Any) -> ImageData:
-    """The data the checkpoint was trained on, or what `options` name instead."""
+def load_data(path: Path, checkpoint: dict[str, Any], **options: Any) -> VAEData:
+    """The data the checkpoint was trained on, or what `options` name instead; other data has layers of its own."""
     given = {name: value for name, value in options.items() if value is not None}
+    if "data" in given:
+        given = {"layer": None, "labels": None, **given}
     try:
-        images = ImageData(**{**checkpoint["datamodule_hyper_parameters"], **given})
+        observations = VAEData(**{**checkpoint["datamodule_hyper_parameters"], **given})
     except TypeError as error:
         raise UserError(f"--ckpt_path {path}: its options do not fit this vae-fast") from error
-    check_shape(images, checkpoint)
-    return images
+    check_shape(observations, checkpoint)
+    return observations
 
 
-def check_shape(images: ImageData, checkpoint: dict[str, Any]) -> None:
-    """**Raises** UserError where the images are not of the shape that the checkpoint was trained on."""
-    expected = tuple(checkpoint["hyper_parameters"]["shape"])
-    if images.images.shape != expected:
-        raise UserError(
-            f"--data {images.data}: images of shape {list(images.images.shape)}; "
-            f"the checkpoint was trained on {list(expected)} (channels, height, width)"
-        )
+def check_shape(given: VAEData, checkpoint: dict[str, Any]) -> None:
+    """**Raises** UserError where the observations are not of the shape that the checkpoint was trained on."""
+    expected, shape = tuple(checkpoint["hyper_parameters"]["shape"]), given.observations.shape
+    if shape == expected:
+        return
+    if given.counts:
+        raise UserError(f"--data {given.data}: {shape[0]} columns; the checkpoint was trained on {expected[0]}")
+    raise UserError(
+        f"--data {given.data}: images of shape {list(shape)}; "
+        f"the checkpoint was trained on {list(expected)} (channels, height, width)"
+    )

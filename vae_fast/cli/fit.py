@@ -9,8 +9,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from .callbacks import Best, History, Last, RunLogger, StopOnSignal, progress_bar
 from .checkpoints import RUNS, TO_RESUME, SafeCheckpointIO, check_shape, load_model, read_checkpoint
-from .data import ImageData
+from .data import VAEData
 from .errors import Interrupted, UserError, refusals, write_whole
+from .heads import data_form
 from .module import ARCHITECTURE, VAEModule
 from .plots import write_pictures
 from .test import aligned, evaluate, table
@@ -24,7 +25,7 @@ class FitCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         super().__init__(
             VAEModule,
-            ImageData,
+            VAEData,
             trainer_defaults={
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
@@ -39,8 +40,8 @@ class FitCLI(LightningCLI):
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        self.data_options = parser.add_class_arguments(ImageData, instantiate=False)
-        self.model_options = parser.add_class_arguments(VAEModule, instantiate=False, skip={"shape"})
+        self.data_options = parser.add_class_arguments(VAEData, instantiate=False, skip={"counts", "quantise"})
+        self.model_options = parser.add_class_arguments(VAEModule, instantiate=False, skip={"shape", "library"})
         parser.add_argument(
             "--ckpt_path", type=str | None, help="Checkpoint to resume from: its options are the defaults."
         )
@@ -66,7 +67,7 @@ class FitCLI(LightningCLI):
 
     def _refuse_other_architecture(self, saved: dict[str, Any]) -> None:
         for name in ARCHITECTURE:
-            if self.config[name] != saved.get(name):
+            if self.config[name] != saved.get(name, self.config[name]):
                 raise UserError(
                     f"--{name} {self.config[name]}: the checkpoint {self.config.ckpt_path} was trained with "
                     f"{saved.get(name)}; expected the same when resuming"
@@ -74,10 +75,12 @@ class FitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate(self.config)
-        self.datamodule = ImageData(**{name: self.config[name] for name in self.data_options})
+        form = data_form(self.config.likelihood, self.config.levels)
+        self.datamodule = VAEData(**{name: self.config[name] for name in self.data_options}, **form)
         if self.checkpoint is not None:
             check_shape(self.datamodule, self.checkpoint)
-        self.model = VAEModule(self.datamodule.images.shape, **{name: self.config[name] for name in self.model_options})
+        options = {name: self.config[name] for name in self.model_options}
+        self.model = VAEModule(self.datamodule.observations.shape, library=self.datamodule.library, **options)
         self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -86,7 +89,7 @@ class FitCLI(LightningCLI):
         self.last, self.history = Last(), History()
         callbacks = [self.history, StopOnSignal(self.last), self.best, self.last]
         if chosen.enable_progress_bar is not False:
-            callbacks.append(progress_bar())
+            callbacks.append(progress_bar(self.datamodule.unit))
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(
             logger=[RunLogger(self.config.run_dir, name=""), *_listed(chosen.logger)],
@@ -125,8 +128,8 @@ def _finish(cli: FitCLI) -> None:
     folder = Path(str(cli.trainer.loggers[0].log_dir))
     results = evaluate(model, cli.datamodule, **_like(cli))
     write_whole(folder / "test.json", json.dumps(results, indent=2).encode())
-    write_pictures(folder, model, cli.datamodule, cli.history.rows)
-    print(summary(folder, best, results, len(cli.datamodule.test_rows)))
+    pictures = write_pictures(folder, model, cli.datamodule, cli.history.rows)
+    print(summary(folder, best, results, cli.datamodule, pictures))
 
 
 def _like(cli: FitCLI) -> dict[str, Any]:
@@ -134,11 +137,11 @@ def _like(cli: FitCLI) -> dict[str, Any]:
     return {name: cli.config.trainer[name] for name in ("accelerator", "precision")}
 
 
-def summary(folder: Path, best: Path, results: dict[str, float], count: int) -> str:
+def summary(folder: Path, best: Path, results: dict[str, float], data: VAEData, pictures: list[str]) -> str:
     """What a person wants to know at the end of a run."""
     lines = {
-        "pictures": f"{folder}/  samples.png, reconstructions.png, curves.png, latent.png",
+        "pictures": f"{folder}/  {', '.join(pictures)}",
         "metrics": folder / "metrics.csv",
         "checkpoint": best,
     }
-    return table(results, f"{count} test images") + "\n" + aligned(lines)
+    return table(results, data.unit, f"{len(data.test_rows)} test {data.unit}s") + "\n" + aligned(lines)

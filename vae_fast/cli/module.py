@@ -1,4 +1,4 @@
-"""The VAE as a LightningModule: the objective, its terms in nats per image, the optimiser."""
+"""The VAE as a LightningModule: the objective, its terms in nats per observation, the optimiser."""
 
 import math
 from typing import Literal
@@ -11,48 +11,86 @@ from torch import Tensor
 import vae_fast
 
 from .errors import UserError
-from .networks import NETWORKS, SMALLEST_SIDE, WIDTHS, GaussianDecoder
+from .heads import COUNTS, LEVELS, loss_options, networks
+from .networks import SMALLEST_SIDE, WIDTHS
 
-ARCHITECTURE = ("likelihood", "latent_dim", "network", "widths")
+ARCHITECTURE = ("likelihood", "latent_dim", "network", "widths", "components", "levels")
+MOST_LEVELS = 256
 
 
 class VAEModule(LightningModule):
     """A variational autoencoder, trained by Adam with a cosine schedule.
 
     Args:
-        shape: (C, H, W) of an image.
-        likelihood: p(x|z): bernoulli (grey values as targets) or gaussian (one learned variance).
+        shape: (C, H, W) of an image, or (D,) of counts.
+        likelihood: p(x|z). Images: bernoulli (grey values as targets), continuous_bernoulli, gaussian (one learned
+            variance), laplace (one learned scale), discretized_logistic, discretized_logistic_mixture (both of 256 grey
+            levels), categorical (of 16). Counts: poisson, negative_binomial, zero_inflated_negative_binomial
+            (proportions times each row's total; one theta a column).
         latent_dim: Dimensions of z.
         beta: Weight of the KL in the objective; the -ELBO that is reported always has weight 1.
-        network: conv (images of at least 8 x 8) or mlp.
+        network: conv (images of at least 8 x 8) or mlp; by default conv for images, mlp for counts.
         widths: conv: channels of each convolution of stride 2, then one hidden layer; mlp: hidden layers.
-            By default '[32,64,256]' for conv, '[512,256]' for mlp.
+            By default '[32,64,256]' for conv, '[512,256]' for mlp, '[128]' for counts.
         lr: Learning rate at the start.
-        epochs: Passes over the training images; --trainer.max_epochs is the same.
+        epochs: Passes over the training data; --trainer.max_epochs is the same.
+        components: Logistics in a discretized_logistic_mixture.
+        levels: Grey levels, at most 256; by default 16 for categorical, 256 for the discretised.
+        library: A usual total of counts in a row, for what is sampled.
     """
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
-        likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
+        shape: tuple[int, ...],
+        likelihood: Literal[
+            "bernoulli",
+            "continuous_bernoulli",
+            "gaussian",
+            "laplace",
+            "discretized_logistic",
+            "discretized_logistic_mixture",
+            "categorical",
+            "poisson",
+            "negative_binomial",
+            "zero_inflated_negative_binomial",
+        ] = "bernoulli",
         latent_dim: int = 16,
         beta: float = 1.0,
-        network: Literal["conv", "mlp"] = "conv",
+        network: Literal["conv", "mlp"] | None = None,
         widths: list[int] | None = None,
         lr: float = 3e-3,
         epochs: int = 60,
+        components: int = 10,
+        levels: int | None = None,
+        library: float | None = None,
     ) -> None:
         super().__init__()
-        shape = (shape[0], shape[1], shape[2])
-        widths = list(WIDTHS[network] if widths is None else widths)
-        _check_options(shape, latent_dim, beta, network, widths, lr, epochs)
+        shape, counts = tuple(shape), likelihood in COUNTS
+        if network is None:
+            network = "mlp" if counts else "conv"
+        widths = list(WIDTHS["counts" if counts else network] if widths is None else widths)
+        levels = LEVELS.get(likelihood) if levels is None else levels
+        _check_options(latent_dim, beta, widths, lr, epochs)
+        _check_network(shape, network, widths, counts)
+        _check_levels(shape, likelihood, components, levels)
         self.save_hyperparameters(logger=False)
-        self.lr, self.epochs = lr, epochs
+        self.lr, self.epochs, self.counts = lr, epochs, counts
         self.importance_samples = 0
-        encoder, decoder = (make(shape, latent_dim, widths) for make in NETWORKS[network])
-        if likelihood == "gaussian":
-            decoder = GaussianDecoder(decoder)
-        self.vae = vae_fast.VAE(encoder, decoder, likelihood=likelihood, beta=beta, latent_dim=latent_dim)
+        self.highest = 255 if levels is None else levels - 1
+        encoder, decoder = networks(likelihood, shape, latent_dim, network, widths, components, levels)
+        self.vae = vae_fast.VAE(
+            encoder,
+            decoder,
+            likelihood=likelihood,
+            beta=beta,
+            latent_dim=latent_dim,
+            library=(library or 1.0) if counts else None,
+            **loss_options(likelihood, shape[0], levels),
+        )
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Data, means or draws of images as float32 in [0, 1]."""
+        return x.float().clamp(0, 1) if x.is_floating_point() else x.float() / self.highest
 
     def on_fit_start(self) -> None:
         if self.trainer.world_size > 1:
@@ -103,15 +141,7 @@ class VAEModule(LightningModule):
         return 0.5 * (1 + math.cos(math.pi * min(epoch / self.epochs, 1)))
 
 
-def _check_options(
-    shape: tuple[int, ...],
-    latent_dim: int,
-    beta: float,
-    network: str,
-    widths: list[int],
-    lr: float,
-    epochs: int,
-) -> None:
+def _check_options(latent_dim: int, beta: float, widths: list[int], lr: float, epochs: int) -> None:
     positive = {"latent_dim": latent_dim, "lr": lr, "epochs": epochs}
     for name, value in positive.items():
         if not 0 < value < math.inf:
@@ -120,10 +150,30 @@ def _check_options(
         raise UserError(f"--widths {widths}: expected positive numbers, at least one")
     if not 0 <= beta < math.inf:
         raise UserError(f"--beta {beta}: expected zero or a positive number")
-    if network == "conv" and len(widths) < 2:
+
+
+def _check_network(shape: tuple[int, ...], network: str, widths: list[int], counts: bool) -> None:
+    if network != "conv":
+        return
+    if counts:
+        raise UserError("--network conv: is for images; expected mlp for counts")
+    if len(widths) < 2:
         raise UserError(f"--widths {widths}: expected at least two for conv: channels, then the hidden layer")
-    if network == "conv" and min(shape[1:]) < SMALLEST_SIDE:
+    if min(shape[1:]) < SMALLEST_SIDE:
         raise UserError(
             f"--network conv: images of {shape[1]} x {shape[2]}; expected at least "
             f"{SMALLEST_SIDE} x {SMALLEST_SIDE}: use --network mlp"
         )
+
+
+def _check_levels(shape: tuple[int, ...], likelihood: str, components: int, levels: int | None) -> None:
+    if components < 1:
+        raise UserError(f"--components {components}: expected a positive number")
+    if likelihood == "discretized_logistic_mixture" and shape[0] not in (1, 3):
+        raise UserError(f"--likelihood {likelihood}: images of {shape[0]} channels; expected 1 or 3")
+    if levels is None:
+        return
+    if likelihood not in LEVELS:
+        raise UserError(f"--levels {levels}: is for {', '.join(LEVELS)}; got --likelihood {likelihood}")
+    if not 2 <= levels <= MOST_LEVELS:
+        raise UserError(f"--levels {levels}: expected 2 to {MOST_LEVELS}")

@@ -1,4 +1,7 @@
-"""Networks for images of any size: encoders x [B, C, H, W] -> [B, 2 Z], decoders z [B, Z] -> [B, C, H, W]."""
+"""Networks for images of any size and for counts: encoders x [B, ...] -> [B, 2 Z], decoders z [B, Z] -> [B, C, H, W].
+
+What makes parameters of a likelihood of a decoder's output is in heads.py.
+"""
 
 import math
 from itertools import pairwise
@@ -6,25 +9,24 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-LOGVAR_FLOOR = -12.0
 SMALLEST_SIDE = 8
 
 
-def _mlp(sizes: list[int]) -> nn.Sequential:
+def mlp(sizes: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
 
 
-def mlp_encoder(shape: tuple[int, int, int], latent_dim: int, widths: list[int]) -> nn.Module:
+def mlp_encoder(shape: tuple[int, ...], latent_dim: int, widths: list[int]) -> nn.Module:
     """x [B, C, H, W] -> [B, 2 Z], through hidden layers of the given widths."""
-    return nn.Sequential(nn.Flatten(), _mlp([math.prod(shape), *widths, 2 * latent_dim]))
+    return nn.Sequential(nn.Flatten(), mlp([math.prod(shape), *widths, 2 * latent_dim]))
 
 
-def mlp_decoder(shape: tuple[int, int, int], latent_dim: int, widths: list[int]) -> nn.Module:
+def mlp_decoder(shape: tuple[int, ...], latent_dim: int, widths: list[int]) -> nn.Module:
     """z [B, Z] -> [B, C, H, W], the encoder's widths in reverse."""
-    return nn.Sequential(_mlp([latent_dim, *widths[::-1], math.prod(shape)]), nn.Unflatten(1, shape))
+    return nn.Sequential(mlp([latent_dim, *widths[::-1], math.prod(shape)]), nn.Unflatten(1, shape))
 
 
 def _halvings(size: int, times: int) -> list[int]:
@@ -34,13 +36,13 @@ def _halvings(size: int, times: int) -> list[int]:
     return sizes
 
 
-def _bottleneck(shape: tuple[int, int, int], widths: list[int]) -> tuple[int, int, int]:
+def _bottleneck(shape: tuple[int, ...], widths: list[int]) -> tuple[int, int, int]:
     *channels, _ = widths
     times = len(channels)
     return channels[-1], _halvings(shape[1], times)[-1], _halvings(shape[2], times)[-1]
 
 
-def conv_encoder(shape: tuple[int, int, int], latent_dim: int, widths: list[int]) -> nn.Module:
+def conv_encoder(shape: tuple[int, ...], latent_dim: int, widths: list[int]) -> nn.Module:
     """x [B, C, H, W] -> [B, 2 Z]. `widths`: channels of each convolution of stride 2, then a hidden layer.
 
     A convolution halves the sides, rounding up, so any height and width will do.
@@ -50,10 +52,10 @@ def conv_encoder(shape: tuple[int, int, int], latent_dim: int, widths: list[int]
     for inputs, outputs in zip([shape[0], *channels[:-1]], channels, strict=True):
         layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.SiLU()]
     features = math.prod(_bottleneck(shape, widths))
-    return nn.Sequential(*layers, nn.Flatten(), _mlp([features, hidden, 2 * latent_dim]))
+    return nn.Sequential(*layers, nn.Flatten(), mlp([features, hidden, 2 * latent_dim]))
 
 
-def conv_decoder(shape: tuple[int, int, int], latent_dim: int, widths: list[int]) -> nn.Module:
+def conv_decoder(shape: tuple[int, ...], latent_dim: int, widths: list[int]) -> nn.Module:
     """z [B, Z] -> [B, C, H, W], the encoder mirrored: transposed convolutions give back the exact sizes."""
     *channels, hidden = widths
     bottleneck = _bottleneck(shape, widths)
@@ -66,21 +68,20 @@ def conv_decoder(shape: tuple[int, int, int], latent_dim: int, widths: list[int]
             nn.SiLU(),
             nn.ConvTranspose2d(channels[level], outputs, 3, 2, padding=1, output_padding=even),
         ]
-    return nn.Sequential(_mlp([latent_dim, hidden, math.prod(bottleneck)]), nn.Unflatten(1, bottleneck), *layers)
+    return nn.Sequential(mlp([latent_dim, hidden, math.prod(bottleneck)]), nn.Unflatten(1, bottleneck), *layers)
 
 
-class GaussianDecoder(nn.Module):
-    """Adds to a decoder of the mean one learned log-variance, shared by all pixels: z -> (mean, logvar)."""
+class Log1p(nn.Module):
+    """log(1 + x): counts of any size as numbers that a network takes."""
 
-    def __init__(self, mean: nn.Module) -> None:
-        super().__init__()
-        self.mean = mean
-        self.logvar = nn.Parameter(torch.tensor(-3.0))
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log1p(x)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.mean(z)
-        return mean, self.logvar.clamp(min=LOGVAR_FLOOR).to(mean.dtype).expand_as(mean)
+
+def count_encoder(shape: tuple[int, ...], latent_dim: int, widths: list[int]) -> nn.Module:
+    """Counts [B, D] -> [B, 2 Z]"""
+    return nn.Sequential(Log1p(), mlp_encoder(shape, latent_dim, widths))
 
 
 NETWORKS = {"mlp": (mlp_encoder, mlp_decoder), "conv": (conv_encoder, conv_decoder)}
-WIDTHS = {"mlp": [512, 256], "conv": [32, 64, 256]}
+WIDTHS = {"mlp": [512, 256], "conv": [32, 64, 256], "counts": [128]}

@@ -1,8 +1,8 @@
-"""The pictures of a run: samples, reconstructions, loss curves, the latent space."""
+"""The pictures of a run: samples, reconstructions, loss curves, the latent space; of counts, what was predicted."""
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from vae_fast import VAE
 
-from .data import ImageData
+from .data import VAEData
 from .errors import write_whole
 from .module import VAEModule
-from .reading import Images
+from .reading import Observations
 
 SAMPLES = 64
 RECONSTRUCTIONS = 10
@@ -57,10 +57,10 @@ def grid_png(x: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def reconstructions(vae: VAE, x: Tensor) -> Figure:
+def reconstructions(model: VAEModule, x: Tensor) -> Figure:
     """Originals above their reconstructions (the mean of p(x|z) at z = mu); x is what the encoder takes."""
-    mean = vae.reconstruct(x).float().clamp(0, 1).cpu()
-    pairs = torch.stack([_as_float(x).cpu(), mean]).flatten(0, 1)
+    mean = model.pixels(model.vae.reconstruct(x)).cpu()
+    pairs = torch.stack([model.pixels(x).cpu(), mean]).flatten(0, 1)
     sheet = tile(pairs, len(x))
     figure = Figure(figsize=(10, 9 * sheet.shape[0] / sheet.shape[1] + 0.2), layout="constrained")
     ax = figure.subplots()
@@ -73,8 +73,8 @@ def reconstructions(vae: VAE, x: Tensor) -> Figure:
     return figure
 
 
-def curves(rows: list[dict[str, float]]) -> Figure:
-    """-ELBO, reconstruction and KL by epoch, train and validation, in nats per image."""
+def curves(rows: list[dict[str, float]], unit: str = "image") -> Figure:
+    """-ELBO, reconstruction and KL by epoch, train and validation, in nats per observation."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
     epochs = [row["epoch"] + 1 for row in rows]
@@ -87,7 +87,7 @@ def curves(rows: list[dict[str, float]]) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_ylim(*_visible_range(rows, term))
-    axes[0].set_ylabel("nats per image")
+    axes[0].set_ylabel(f"nats per {unit}")
     axes[0].legend(frameon=False)
     return figure
 
@@ -101,13 +101,13 @@ def _visible_range(rows: list[dict[str, float]], term: str) -> tuple[float | Non
     return min(values) - margin, max(values) + margin
 
 
-def latent(mu: Tensor, images: Images, y: Tensor | None) -> Figure:
+def latent(mu: Tensor, data: Observations, y: Tensor | None) -> Figure:
     """mu [N, Z] in the plane, coloured by class y [N]; with Z > 2 its two principal components."""
     points, title, names = _plane(mu)
     figure = Figure(figsize=(7, 6), layout="constrained")
     ax = figure.subplots()
-    if y is not None and 1 < len(images.classes) <= CLASS_LIMIT:
-        _scatter_classes(ax, points, y, images.classes)
+    if y is not None and 1 < len(data.classes) <= CLASS_LIMIT:
+        _scatter_classes(ax, points, y, data.classes)
     else:
         ax.scatter(points[:, 0], points[:, 1], s=9, color=STYLE["val"][0], alpha=0.5, linewidths=0)
     ax.set(title=title, xlabel=names[0], ylabel=names[1])
@@ -137,8 +137,41 @@ def _plane(mu: Tensor) -> tuple[Tensor, str, tuple[str, str]]:
     return centred @ directions[:2].T, title, (names[0], names[1])
 
 
-def _as_float(x: Tensor) -> Tensor:
-    return x.float() / 255 if x.dtype == torch.uint8 else x
+def predicted_counts(vae: VAE, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Of each column the mean and the fraction of zeros, [D]: observed, and as p(x|z) at z = mu(x) predicts them."""
+    entry, options = vae.objective.entry, vae.objective.options
+    sums: dict[str, Tensor] = {}
+    rows = 0
+    for x in batches:
+        values = x.float()
+        library = None if vae.library is None else values.sum(1)
+        parameters = vae.likelihood_parameters(vae.encode(x)[0], library=library)
+        terms = {
+            "mean": values,
+            "zeros": values == 0,
+            "predicted mean": entry.mean(*parameters, **options),
+            "predicted zeros": torch.exp(-entry.elementwise(*parameters, torch.zeros_like(values), **options)),
+        }
+        sums = {name: term.double().sum(0).cpu() + sums.get(name, 0) for name, term in terms.items()}
+        rows += len(x)
+    return {name: total / rows for name, total in sums.items()}
+
+
+def counts(columns: dict[str, Tensor]) -> Figure:
+    """Predicted against observed, a point a column: its mean, and its fraction of zeros."""
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    titles = {"mean": "Mean count", "zeros": "Fraction of zeros"}
+    for ax, (name, title) in zip(axes, titles.items(), strict=True):
+        observed, predicted = columns[name], columns[f"predicted {name}"]
+        ax.scatter(observed, predicted, s=9, color=STYLE["val"][0], alpha=0.5, linewidths=0)
+        ends = [min(observed.min(), predicted.min()), max(observed.max(), predicted.max())]
+        ax.plot(ends, ends, color=STYLE["train"][0], linewidth=1, zorder=0)
+        ax.set(title=f"{title} of each column", xlabel="observed", ylabel="predicted")
+        ax.spines[["top", "right"]].set_visible(False)
+    if columns["mean"].any():
+        axes[0].set(xscale="log", yscale="log")
+    return figure
 
 
 def _png(figure: Figure) -> bytes:
@@ -148,18 +181,26 @@ def _png(figure: Figure) -> bytes:
 
 
 @torch.inference_mode()
-def write_pictures(folder: Path, model: VAEModule, data: ImageData, history: list[dict[str, float]]) -> None:
-    """samples.png, reconstructions.png, curves.png and latent.png, of held-out images, into the run's folder."""
-    vae, device, images = model.vae, model.device, data.images
-    shown = images.x[data.test_rows[:RECONSTRUCTIONS]].to(device)
+def write_pictures(folder: Path, model: VAEModule, data: VAEData, history: list[dict[str, float]]) -> list[str]:
+    """Pictures of held-out observations, into the run's folder; their names.
+
+    curves.png and latent.png; of images samples.png and reconstructions.png too, of counts counts.png.
+    """
+    vae, device, observations = model.vae, model.device, data.observations
     some = torch.cat([data.test_rows, data.val_rows])[:LATENT_POINTS]
-    mu = torch.cat([vae.encode(x.to(device))[0].float().cpu() for x in images.x[some].split(data.evaluation_batch)])
-    generator = torch.Generator(device).manual_seed(0)
-    pictures: dict[str, Callable[[], bytes]] = {
-        "samples": lambda: grid_png(vae.sample(SAMPLES, generator=generator).float().clamp(0, 1).cpu()),
-        "reconstructions": lambda: _png(reconstructions(vae, shown)),
-        "curves": lambda: _png(curves(history)),
-        "latent": lambda: _png(latent(mu, images, None if images.y is None else images.y[some])),
-    }
+    batches = [x.to(device) for x in observations.x[some].split(data.evaluation_batch)]
+    mu = torch.cat([vae.encode(x)[0].float().cpu() for x in batches])
+    y = None if observations.y is None else observations.y[some]
+    pictures: dict[str, Callable[[], bytes]] = {}
+    if data.counts:
+        pictures["counts.png"] = lambda: _png(counts(predicted_counts(vae, batches)))
+    else:
+        shown = observations.x[data.test_rows[:RECONSTRUCTIONS]].to(device)
+        generator = torch.Generator(device).manual_seed(0)
+        pictures["samples.png"] = lambda: grid_png(model.pixels(vae.sample(SAMPLES, generator=generator)).cpu())
+        pictures["reconstructions.png"] = lambda: _png(reconstructions(model, shown))
+    pictures["curves.png"] = lambda: _png(curves(history, data.unit))
+    pictures["latent.png"] = lambda: _png(latent(mu, observations, y))
     for name, draw in pictures.items():
-        write_whole(folder / f"{name}.png", draw())
+        write_whole(folder / name, draw())
+    return list(pictures)

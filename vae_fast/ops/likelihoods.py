@@ -1,6 +1,7 @@
 """`<likelihood>_nll` and `elbo_<likelihood>` for every entry of the registry.
 
-Parameters and x are [B, D]; a parameter may have size 1 in place of either, and its gradient has its own shape.
+Parameters and x are [B, D]; a parameter may have size 1 in place of either, and its gradient has its own shape. Of a
+joint likelihood the parameters are one tensor [B, C, N], x is [B, N] or [B, channels, N], and the mask [B, N].
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +21,16 @@ _LATENT = ("mu", "logvar", "prior_mu", "prior_logvar")
 def empty_gradients(tensors: tuple[Tensor | None, ...], asked: int, fallback: Tensor) -> list[Tensor]:
     """Shapes of the gradients: as the tensor's where asked for, else of no elements."""
     return [
-        (fallback if t is None else t).new_empty(t.shape if t is not None and asked >> k & 1 else (0,))
+        empty_gradient(t) if t is not None and asked >> k & 1 else (fallback if t is None else t).new_empty(0)
         for k, t in enumerate(tensors)
     ]
+
+
+def empty_gradient(t: Tensor) -> Tensor:
+    """Contiguous; of planes [B, C, N] channels last where t is."""
+    if t.dim() == 3 and t.stride(1) == 1:
+        return t.new_empty((t.shape[0], t.shape[2], t.shape[1])).transpose(1, 2)
+    return t.new_empty(t.shape)
 
 
 def pair(mu: Tensor | None, logvar: Tensor | None) -> reference.Prior | None:
@@ -44,13 +52,15 @@ def differentiate(
             gradients.append((fallback if leaf is None else leaf).new_empty(0))
         else:
             gradient = next(found)
-            gradients.append(leaf.new_zeros(leaf.shape) if gradient is None else gradient.contiguous())
+            empty = empty_gradient(leaf)
+            gradients.append(empty.zero_() if gradient is None else empty.copy_(gradient))
     return result, gradients
 
 
 def _read_by(entry: Likelihood, numbers: Sequence[float]) -> dict[str, Any]:
     """What the reference must know of the likelihood beside its tensors."""
-    return {"options": dict(zip(entry.options, numbers, strict=True)), "counts": entry.counts}
+    options = dict(zip(entry.options, numbers, strict=True))
+    return {"options": options, "counts": entry.counts, "joint": entry.joint is not None}
 
 
 def _floats(entry: Likelihood) -> str:
@@ -98,7 +108,7 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
         nll = x.new_empty(x.shape[:1], dtype=reference.sum_dtype(*tensors[:count]))
         kl = x.new_empty(x.shape[:1], dtype=reference.sum_dtype(*(t for t in tensors[count:] if t is not None)))
         loss = x.new_empty(() if reduce else x.shape[:1], dtype=reference.sum_dtype(nll, kl))
-        return (loss, nll, kl, *empty_gradients(tensors, asked, x))
+        return (loss, nll, kl, *empty_gradients(tensors, asked, tensors[count]))
 
     def kernel(*args: Any) -> tuple[Tensor, ...]:
         tensors, x, numbers, (weight, mask, beta_factor, beta, scale, reduce, asked) = split(args)
@@ -122,7 +132,7 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
             )
             return terms[0], tuple(t.detach() for t in terms)
 
-        values, gradients = differentiate(value, tensors, asked, x)
+        values, gradients = differentiate(value, tensors, asked, tensors[count])
         return (*values, *gradients)
 
     recon = [f"recon_{name}" for name in entry.parameters]

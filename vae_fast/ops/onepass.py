@@ -3,7 +3,7 @@
 An operator `op(*arguments, asked) -> (value, more values..., gradients...)` returns with bit k of `asked` the gradient
 of its k-th differentiable argument. OnePass keeps those and hands them out in backward, scaled by the incoming
 one. Where a kept gradient can't be scaled afterwards (float16 would underflow; a parameter shared by rows is already
-summed), backward runs the operator again with the incoming gradient in its weights.
+summed, and rows have incoming gradients of their own), backward runs the operator again with those in its weights.
 """
 
 import functools
@@ -69,14 +69,14 @@ class OnePassOperator:
 
     def recomputes(self, arguments: Sequence[Any], asked: int) -> bool:
         """Whether backward must run the operator again."""
+        return any(asked >> k & 1 and arguments[i].dtype is torch.float16 for k, i in enumerate(self.differentiable))
+
+    def sums_rows(self, arguments: Sequence[Any], asked: int) -> bool:
+        """Whether a gradient sums rows which may have incoming gradients of their own."""
+        if self.reduce is not None and arguments[self.reduce]:
+            return False
         rows = arguments[self.rows].size(0)
-        of_rows = self.reduce is None or not arguments[self.reduce]
-        for k, i in enumerate(self.differentiable):
-            if asked >> k & 1:
-                t = arguments[i]
-                if t.dtype is torch.float16 or (of_rows and t.size(0) != rows):
-                    return True
-        return False
+        return any(asked >> k & 1 and arguments[i].size(0) != rows for k, i in enumerate(self.differentiable))
 
 
 class Function(torch.autograd.Function):
@@ -101,14 +101,12 @@ class OnePass(Function):
         for k, i in enumerate(operator.differentiable):
             asked |= needs[i + 1] << k
         ctx.operator, ctx.asked, ctx.arity = operator, asked, len(arguments)
-        if operator.recomputes(arguments, asked):
-            outputs = operator.call(arguments, 0)
-            ctx.gradients = None
+        recomputes, ctx.sums_rows = operator.recomputes(arguments, asked), operator.sums_rows(arguments, asked)
+        outputs = operator.call(arguments, 0 if recomputes else asked)
+        ctx.gradients = None if recomputes else outputs[operator.values :]
+        if recomputes or ctx.sums_rows:
             ctx.numbers = [None if isinstance(a, Tensor) else a for a in arguments]
             ctx.save_for_backward(*(a if isinstance(a, Tensor) else None for a in arguments))
-        else:
-            outputs = operator.call(arguments, asked)
-            ctx.gradients = outputs[operator.values :]
         ctx.set_materialize_grads(False)
         if operator.values == 1:
             return outputs[0]
@@ -123,7 +121,9 @@ class OnePass(Function):
         result: list[Tensor | None] = [None] * (1 + ctx.arity)
         if dvalue is None:
             return tuple(result)
-        if ctx.gradients is None:
+        if ctx.sums_rows and dvalue.dim() and dvalue.size(0) and dvalue.stride(0) == 0:
+            dvalue = dvalue[0]  # of a sum or a mean over rows
+        if ctx.gradients is None or (ctx.sums_rows and dvalue.dim()):
             arguments = [t if t is not None else number for t, number in zip(saved, ctx.numbers, strict=True)]
             gradients = _again(ctx.operator, arguments, ctx.asked, dvalue)
         else:
@@ -135,8 +135,9 @@ class OnePass(Function):
 
 
 def _times(gradient: Tensor, factor: Tensor) -> Tensor:
-    """gradient [B, D] times factor, [] or [B]; a factor of 0 selects, it doesn't multiply."""
-    factor = factor if factor.dim() == 0 else factor.unsqueeze(1)
+    """gradient [B, ...] times factor, [] or [B]; a factor of 0 selects, it doesn't multiply."""
+    for _ in range(gradient.dim() - 1 if factor.dim() else 0):
+        factor = factor.unsqueeze(-1)
     return torch.where(factor == 0, 0, gradient * factor).to(gradient.dtype)
 
 
@@ -170,7 +171,7 @@ def _scaled(ctx: Any, dvalue: Tensor) -> Sequence[Tensor]:
     ctx.gradients = ()
     if dvalue.is_cpu and _is_one(dvalue):
         return gradients
-    wanted = [g for g in gradients if g.numel()]
+    wanted = [_matrix(g) for g in gradients if g.numel()]
     if dvalue.is_cuda and triton_backend.ON_GPU.library is not None:
         triton_backend.scale(wanted, dvalue)
         return gradients
@@ -178,6 +179,13 @@ def _scaled(ctx: Any, dvalue: Tensor) -> Sequence[Tensor]:
         for g in wanted:
             SCALE_ROWS(g, dvalue)
     return gradients
+
+
+def _matrix(gradient: Tensor) -> Tensor:
+    """[B, C, N], contiguous or channels last, as [B, D]."""
+    if gradient.dim() == 2:
+        return gradient
+    return (gradient if gradient.is_contiguous() else gradient.transpose(1, 2)).flatten(1)
 
 
 def _is_one(dvalue: Tensor) -> bool:

@@ -60,8 +60,9 @@ def register(device: str = "CUDA") -> torch.library.Library:
         count = len(entry.parameters)
         first = count + 1 + len(entry.options)  # x and the options stand between
         latents = range(first, first + 4)
-        kernels[f"{name}_nll"] = _operator(f"{name}_nll", range(count), "elbo", "nll", name)
-        kernels[f"elbo_{name}"] = _operator(f"elbo_{name}", (*range(count), *latents), "elbo", "elbo", name)
+        module, whole = ("planes", "elbo_of") if entry.joint else ("elbo", "elbo")
+        kernels[f"{name}_nll"] = _operator(f"{name}_nll", range(count), module, "nll", name)
+        kernels[f"elbo_{name}"] = _operator(f"elbo_{name}", (*range(count), *latents), module, whole, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that compiled kernels are overridden
         for name, kernel in kernels.items():

@@ -1,0 +1,85 @@
+// A categorical observation whose logits lie one after the other: vectors run over the classes.
+//
+// x's class is left out of the sum, and so taken apart from the others with the vector that it is in.
+#pragma once
+
+#include "../likelihoods/categorical.h"
+#include "rows.h"
+
+namespace vae_fast {
+
+// A loop by lanes: independent of one another, and not to be taken apart before vectors are made of it
+#define VAE_FAST_BY_LANES _Pragma("GCC ivdep") _Pragma("GCC unroll 1")
+
+// kLanes logits from k on, -inf beyond the last of `count` and at `hidden`
+template <class T>
+inline __attribute__((always_inline)) void hold(const T* logits, int k, int count, int hidden, T (&held)[kLanes]) {
+  for (int lane = 0; lane < kLanes; ++lane)
+    held[lane] = k + lane < count && k + lane != hidden ? logits[k + lane] : -std::numeric_limits<T>::infinity();
+}
+
+template <class T>
+inline __attribute__((always_inline)) T largest(const T* logits, int count) {
+  T top[kLanes], held[kLanes];
+  const int whole = count - count % kLanes;
+  hold(logits, whole, count, -1, top);
+  for (int k = 0; k < whole; k += kLanes) VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) top[lane] = larger(logits[k + lane], top[lane]);
+  for (int lane = 0; lane < kLanes; ++lane) held[lane] = top[lane];
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) held[lane] = larger(held[lane], held[lane + width]);
+  return held[0];
+}
+
+// e^(l - top) of kLanes classes, added to sums
+template <bool GRADIENTS, class T>
+inline __attribute__((always_inline)) void weigh_lanes(const T* logits, T top, T* weights, T (&sums)[kLanes]) {
+  VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const T e = exp_nonpositive(logits[lane] - top);
+    sums[lane] += e;
+    if (GRADIENTS) weights[lane] = e;
+  }
+}
+
+// The same of those in [first, last), a multiple of kLanes: their sum, by blocks, so that rounding doesn't grow with it
+template <bool GRADIENTS, class T>
+inline __attribute__((always_inline)) double weigh_classes(const T* logits, int first, int last, T top, T* weights) {
+  double total = 0;
+  for (int begin = first; begin < last; begin += kBlock) {
+    T sums[kLanes] = {};
+    const int end = std::min(last, begin + kBlock);
+    for (int k = begin; k < end; k += kLanes) weigh_lanes<GRADIENTS>(logits + k, top, weights + k, sums);
+    total += add_lanes(sums);
+  }
+  return total;
+}
+
+// -log p(x); the gradient times scale
+template <bool GRADIENTS, class T>
+inline __attribute__((always_inline)) T close_classes(const T* logits, int count, T x, T scale, T* gradient) {
+  const bool there = x >= T(0) && x < T(count);
+  const int at = there ? static_cast<int>(x) : 0, whole = count - count % kLanes, mine = at - at % kLanes;
+  const T top = largest(logits, count), picked = there ? logits[at] : std::numeric_limits<T>::quiet_NaN();
+  double others = weigh_classes<GRADIENTS>(logits, 0, std::min(mine, whole), top, gradient) +
+                  weigh_classes<GRADIENTS>(logits, mine + kLanes, whole, top, gradient);
+  for (const int k : {mine, whole}) {
+    if (k == count) break;  // there is no rest
+    T held[kLanes], weights[kLanes], sums[kLanes] = {};
+    hold(logits, k, count, at, held);
+    weigh_lanes<true>(held, top, weights, sums);
+    others += add_lanes(sums);
+    for (int lane = 0; GRADIENTS && lane < kLanes && k + lane < count; ++lane) gradient[k + lane] = weights[lane];
+    if (mine == whole) break;
+  }
+  const auto closed = close_categorical(top, picked, static_cast<T>(others));
+  if (!GRADIENTS) return closed.value;
+  const T factor = scale == T(0) ? T(0) : closed.inverse * scale;
+  if (factor == T(0)) std::fill(gradient, gradient + count, T(0));
+  else
+    for (int k = 0; k < count; ++k) gradient[k] *= factor;
+  gradient[at] = scaled(-static_cast<T>(others) * closed.inverse, scale);
+  return closed.value;
+}
+
+}  // namespace vae_fast

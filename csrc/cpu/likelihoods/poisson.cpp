@@ -1,0 +1,9 @@
+#include "../../likelihoods/poisson.h"
+
+#include "../elbo.h"
+
+namespace vae_fast {
+
+VAE_FAST_LIKELIHOOD(poisson, Poisson, Poisson)
+
+}  // namespace vae_fast

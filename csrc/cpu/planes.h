@@ -1,0 +1,185 @@
+// The loop over planes: value[b] = sum over the observations of a row, each with C parameters that lie in as many planes,
+// and the gradients, in one pass.
+//
+// Blocks of kTogether observations are staged as [C][kTogether] in T, so that vectors run over observations whatever the
+// layout; the second pass, over components whose shares are known, finds the staged gradients of the first in the cache.
+// It does not know which likelihood it runs: that is an accumulator's (../joint.h).
+//
+// Sums are the same for any number of threads, as in rows.h.
+#pragma once
+
+#include "../cube.h"
+#include "../joint.h"
+#include "classes.h"
+#include "rows.h"
+#include "transpose.h"
+
+namespace vae_fast {
+
+constexpr int kTogether = 64;  // observations
+constexpr int64_t kTogetherInChunk = 1024;
+
+struct JointRows {
+  int64_t rows = 0, planes = 0, columns = 0;
+  Cube parameters, x, gradient;  // the gradient may be absent
+  Matrix mask, weight;           // as in rows.h
+  double scale = 1;
+  std::vector<double> options, values;  // values: [rows, chunks]
+
+  int64_t chunks() const { return std::max<int64_t>(1, (columns + kTogetherInChunk - 1) / kTogetherInChunk); }
+  double row_weight(int64_t row) const {
+    double w = 1;
+    return weight.data ? *load(weight, row, 0, 1, &w) : w;
+  }
+};
+
+// n observations from `column` on as planes [C][kTogether]; lanes up to whole vectors are copies of the last
+template <class T>
+inline __attribute__((always_inline)) void gather(const Cube& cube, int64_t row, int64_t column, int n, int64_t planes,
+                                                  T* to, T* buffer) {
+  if (!cube.by_observation()) {
+    const Matrix m = cube.planes_of(row);
+    for (int64_t c = 0; c < planes; ++c) {
+      T* plane = to + c * kTogether;
+      const T* from = load(m, c, column, n, plane);
+      if (from != plane) std::copy(from, from + n, plane);
+      for (int i = n; i % kLanes; ++i) plane[i] = plane[n - 1];
+    }
+    return;
+  }
+  const Matrix m = cube.observations_of(row);
+  for (int i = 0; i < n || i % kLanes; i += kSquare) {
+    const T* rows[kSquare];
+    for (int k = 0; k < kSquare; ++k)
+      rows[k] = load(m, column + std::min(i + k, n - 1), 0, planes, buffer + k * planes);
+    to_planes(rows, planes, to + i, kTogether);
+  }
+}
+
+// and back
+template <class T>
+inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes, int n, const Cube& cube, int64_t row,
+                                                   int64_t column, T* buffer) {
+  if (!cube.by_observation()) {
+    const Matrix m = cube.planes_of(row);
+    for (int64_t c = 0; c < planes; ++c) store(from + c * kTogether, m, c, column, n);
+    return;
+  }
+  const Matrix m = cube.observations_of(row);
+  for (int i = 0; i < n; i += kSquare) {
+    T* rows[kSquare];
+    for (int k = 0; k < kSquare; ++k) {
+      rows[k] = buffer + k * planes;
+      if (i + k < n) rows[k] = destination(m, column + i + k, 0, rows[k]);
+    }
+    from_planes(from + i, kTogether, planes, rows);
+    for (int k = 0; k < kSquare && i + k < n; ++k)
+      if (rows[k] == buffer + k * planes) store(rows[k], m, column + i + k, 0, planes);
+  }
+}
+
+// kLanes observations, from their planes: their values; the gradients in place of the parameters
+template <class A, bool GRADIENTS, class T>
+inline __attribute__((always_inline)) void close_lanes(const T* options, int64_t planes, T* first,
+                                                       const T (&x)[A::kTargets][kTogether], int from, const T* scale,
+                                                       T* values) {
+  A state(options, planes);
+  const int components = state.components;
+  VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) {
+    T observed[A::kTargets];
+    for (int c = 0; c < A::kTargets; ++c) observed[c] = x[c][from + lane];
+    state.observe(lane, observed);
+  }
+  for (int k = 0; k < components; ++k) VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane)
+    state.template look<GRADIENTS>(lane, k, Planes<T>{first + from + lane, kTogether});
+  for (int k = 0; k < components; ++k) VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) state.weigh(lane, k, Planes<T>{first + from + lane, kTogether});
+  VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane) values[from + lane] = state.close(lane);
+  for (int k = 0; GRADIENTS && k < components; ++k) VAE_FAST_BY_LANES
+  for (int lane = 0; lane < kLanes; ++lane)
+    state.share(lane, k, Planes<T>{first + from + lane, kTogether}, scale[from + lane]);
+}
+
+// Whether n observations are faster one after the other: each takes as long as some 290 parameters more, but no lane is
+// idle, and nothing is transposed, which is worth a third of the rest
+inline bool shares_lanes(int n, int64_t planes) {
+  const int lanes = (n + kLanes - 1) / kLanes * kLanes;
+  return 3 * n * (290 + planes) < 4 * lanes * planes;
+}
+
+template <bool GRADIENTS, class T>
+inline __attribute__((always_inline)) void close_each(const JointRows& p, int64_t row, int64_t column, int n,
+                                                      const T* x, const T* scale, T* buffer, T* values) {
+  const Matrix from = p.parameters.observations_of(row), to = p.gradient.observations_of(row);
+  T* const rounded = buffer + p.planes;  // the second of two rows
+  for (int i = 0; i < n; ++i) {
+    const T* logits = load(from, column + i, 0, p.planes, buffer);
+    T* gradient = GRADIENTS ? destination(to, column + i, 0, rounded) : rounded;
+    values[i] = close_classes<GRADIENTS>(logits, static_cast<int>(p.planes), x[i], scale[i], gradient);
+    if (GRADIENTS && gradient == rounded) store(rounded, to, column + i, 0, p.planes);
+  }
+}
+
+// One block of one row: its value, unweighted
+template <template <class, int> class Accumulator, class T, bool GRADIENTS>
+VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column, int n, T* planes, T* buffer) {
+  using A = Accumulator<T, kLanes>;
+  const double weight = p.row_weight(row);
+  T options[A::kOptions + 1], x[A::kTargets][kTogether], scale[kTogether], values[kTogether];
+  if (weight == 0) {
+    if (GRADIENTS) {
+      std::fill(planes, planes + p.planes * kTogether, T(0));
+      scatter(planes, p.planes, n, p.gradient, row, column, buffer);
+    }
+    return 0;
+  }
+  for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
+  gather(p.x, row, column, n, A::kTargets, x[0], values);
+  const T whole = static_cast<T>(weight * p.scale);
+  for (int i = 0; i < kTogether; ++i) scale[i] = whole;
+  for (int i = 0; p.mask.data && i < n; ++i) scale[i] = *p.mask.at<bool>(row, column + i) ? whole : T(0);
+
+  bool one_by_one = false;
+  if constexpr (A::kSingle) {
+    one_by_one = p.parameters.by_observation() && shares_lanes(n, p.planes);
+    if (one_by_one) close_each<GRADIENTS>(p, row, column, n, x[0], scale, buffer, values);
+  }
+  if (!one_by_one) {
+    gather(p.parameters, row, column, n, p.planes, planes, buffer);
+    for (int from = 0; from < n; from += kLanes)
+      close_lanes<A, GRADIENTS>(options, p.planes, planes, x, from, scale, values);
+    if (GRADIENTS) scatter(planes, p.planes, n, p.gradient, row, column, buffer);
+  }
+  double sum = 0;
+  for (int i = 0; i < n; ++i)
+    if (!p.mask.data || *p.mask.at<bool>(row, column + i)) sum += values[i];
+  return sum;
+}
+
+// Fills `values` (unweighted) and the gradient, if asked for
+template <template <class, int> class Accumulator, class T>
+Work work_on(JointRows& p) {
+  using A = Accumulator<T, kLanes>;
+  const int64_t chunks = p.chunks();
+  p.values.assign(p.rows * chunks, 0.);
+  const auto run_units = [=, &p](int64_t begin, int64_t end) {
+    std::vector<T> planes(p.planes * (1 + A::kScratch) * kTogether);
+    std::vector<T> buffer(std::max<int64_t>(p.planes, A::kTargets) * kSquare);
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t row = u / chunks, first = u % chunks * kTogetherInChunk;
+      const int64_t last = std::min(p.columns, first + kTogetherInChunk);
+      for (int64_t column = first; column < last; column += kTogether) {
+        const int n = static_cast<int>(std::min<int64_t>(kTogether, last - column));
+        p.values[u] += p.gradient.data
+                           ? run_block<Accumulator, T, true>(p, row, column, n, planes.data(), buffer.data())
+                           : run_block<Accumulator, T, false>(p, row, column, n, planes.data(), buffer.data());
+      }
+    }
+  };
+  return {p.rows * chunks, p.rows * p.columns * p.planes, run_units, [] {}};
+}
+
+}  // namespace vae_fast

@@ -1,0 +1,9 @@
+#include "../../likelihoods/discretized_logistic_mixture.h"
+
+#include "../joint.cuh"
+
+namespace vae_fast {
+
+VAE_FAST_JOINT(discretized_logistic_mixture, LogisticMixtureOfColours, LogisticMixtureOfGreys)
+
+}  // namespace vae_fast

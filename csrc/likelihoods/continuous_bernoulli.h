@@ -1,0 +1,23 @@
+// Continuous Bernoulli: -log p(x | l) = |l| d + log((1 - e^-|l|) / |l|), x in [0, 1], where d is x's distance from the
+// side that l is on: 1 - x for l >= 0, x for l < 0. Its gradient is the difference of E[x] and x, and E[x]'s distance
+// from that side is 1/|l| - 1 / (e^|l| - 1).
+#pragma once
+
+#include "../accumulator.h"
+
+namespace vae_fast {
+
+template <class T, int LANES>
+struct ContinuousBernoulli : Sum<T, LANES> {
+  static constexpr int kParameters = 1;
+  static constexpr bool kHeavy = true;
+
+  VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
+    const T l = parameters[0], a = magnitude(l), e = exp_nonpositive(-a);
+    const T side = l < T(0) ? T(0) : T(1), d = side - x;  // of l's sign
+    this->total[lane] += l * d + log_decay_ratio(a, e);
+    gradients[0] = scale * (d - (side + side - T(1)) * decay_mean(a, e));
+  }
+};
+
+}  // namespace vae_fast

@@ -1,0 +1,106 @@
+// Zero-inflated negative binomial: x is 0 with probability sigmoid(l), l = pi the logit of dropout, else negative
+// binomial (negative_binomial.h), whose own zeros have probability e^-n:
+//
+//   x > 0:  softplus(l) + NB(x)        x = 0:  -log(1 - a) = -log(sigmoid(l) + sigmoid(-l) e^-n)
+//
+// with a = sigmoid(-l)(1 - e^-n): whichever says it without loss is used. At x = 0, with 1 - rho the probability that the
+// zero is the negative binomial's: d/dl = -sigmoid(l) a/(1 - a), and NB's gradients times 1 - rho.
+#pragma once
+
+#include "negative_binomial.h"
+
+namespace vae_fast {
+
+// 1 + e = 2^k (1 + f) for 0 <= e, 0 <= f < 1: returns f, and adds k ln 2 to `sum`
+VAE_FAST_FN float below_two(float e, float& sum) {
+  const float u = 1.f + e;
+  const uint32_t power = (bits<uint32_t>(u) & 0x7f800000u) - 0x3f800000u;
+  sum += detail::exponent_of(power) * 0.693147181f;
+  return power == 0u ? e : u * bits<float>(0x3f800000u - power) - 1.f;
+}
+VAE_FAST_FN double below_two(double e, double& sum) {
+  sum += log1p(e);
+  return 0.;
+}
+
+// A zero: -log(1 - a) = log1p(e), e = a/(1 - a)
+template <class T>
+struct InflatedZero {
+  static constexpr T kDeep = sizeof(T) == 4 ? 20 : 60;
+  T nll, e, by_logit, not_dropped;  // nll: without log1p(e); not_dropped: 1 - rho
+
+  VAE_FAST_FN InflatedZero(T l, T n) {
+    const T depth = -larger(l, -n),
+            lift = depth > kDeep ? depth : T(0);  // e^lift is taken out of what would underflow,
+    const T level = depth > kDeep ? T(0) : T(1);  // and a sum of 1 and a power then is the 1
+    T power;                                      // e^-n
+    const T side = exp_nonpositive(lift - magnitude(l)), some = -expm1_nonpositive(lift - n, power);
+    const T dropped = l < T(0) ? side : T(1), kept = l < T(0) ? T(1) : side;  // sigmoid(l), sigmoid(-l) times `both`
+    const T both = T(1) + level * side, mixed = dropped + kept * power;
+    const T inverse = quotient(T(1), both * mixed), inverse_mixed = both * inverse;
+    const T odds = kept * (depth > kDeep ? T(1) : some) * inverse_mixed;
+    e = depth > kDeep ? T(2) * inverse_mixed - T(1) : odds;
+    nll = lift - (T(1) - level) * T(kLogTwo);
+    by_logit = -dropped * (mixed * inverse) * odds;
+    not_dropped = kept * power * inverse_mixed;
+  }
+};
+
+// The logarithm is shared: with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles with each e < 1.
+template <class T, int LANES>
+struct ZeroInflatedNegativeBinomial : NegativeBinomial<T, LANES> {
+  static constexpr int kParameters = 4, kJoined = 120;
+  T q[LANES];
+
+  VAE_FAST_FN ZeroInflatedNegativeBinomial(const T* options, T library)
+      : NegativeBinomial<T, LANES>(options, library), q{} {}
+
+  VAE_FAST_FN void step(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
+    const Dispersed<T> d = this->observe(parameters[0], parameters[1], T(0));  // others are for `rest`
+    const InflatedZero<T> zero(parameters[2], d.zero_nll());
+    T sum = zero.nll;
+    const T e = choose(x == T(0), below_two(zero.e, sum), T(0));
+    this->total[lane] += choose(x == T(0), sum, T(0));
+    q[lane] += q[lane] * e + e;
+    const T factor = x == T(0) ? scale : T(0), kept = factor * zero.not_dropped;
+    this->spread(d, kept * d.zero_slope(), kept * d.deviance, gradients[0], gradients[1], gradients[3]);
+    gradients[2] = factor * zero.by_logit;
+  }
+  VAE_FAST_FN void rest(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
+    const Dispersed<T> d = this->observe(parameters[0], parameters[1], x);
+    T by_m, by_theta, added[4];
+    add_other(lane, parameters[2], d.nll(x, by_m, by_theta), scale, added[2]);
+    this->spread(d, scale * by_m, scale * by_theta, added[0], added[1], added[3]);
+    for (int k = 0; k < 4; ++k) gradients[k] += added[k];
+  }
+  VAE_FAST_FN void whole(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
+    const Dispersed<T> d = this->observe(parameters[0], parameters[1], x);
+    T by_m, by_theta;
+    if (x == T(0)) {
+      const InflatedZero<T> zero(parameters[2], d.zero_nll());
+      T sum = zero.nll;
+      const T e = below_two(zero.e, sum);
+      this->total[lane] += sum;
+      q[lane] += q[lane] * e + e;
+      by_m = zero.not_dropped * d.zero_slope(), by_theta = zero.not_dropped * d.deviance;
+      gradients[2] = scale * zero.by_logit;
+    } else {
+      add_other(lane, parameters[2], d.nll(x, by_m, by_theta), scale, gradients[2]);
+    }
+    this->spread(d, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[3]);
+  }
+  // NB's nll with softplus(l) = max(l, 0) + log1p(e^-|l|)
+  VAE_FAST_FN void add_other(int lane, T l, T nll, T scale, T& by_logit) {
+    const T e = exp_nonpositive(-magnitude(l));
+    this->total[lane] += nll + larger(l, T(0));
+    q[lane] += q[lane] * e + e;
+    by_logit = scale * quotient(l < T(0) ? e : T(1), T(1) + e);
+  }
+  VAE_FAST_FN void join(int lane, int other) {
+    this->total[lane] += this->total[other];
+    q[lane] = q[lane] * q[other] + (q[lane] + q[other]);
+  }
+  VAE_FAST_FN T sum(int lane) const { return this->total[lane] + log1p(q[lane]); }
+};
+
+}  // namespace vae_fast
