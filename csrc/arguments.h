@@ -88,13 +88,16 @@ inline bool is_integer(ScalarType type) {
   return type == ScalarType::Int || type == ScalarType::Long || type == ScalarType::UInt16;
 }
 
+inline bool is_read(ScalarType type) {
+  return is_floating(type) || is_integer(type) || type == ScalarType::Byte || type == ScalarType::Bool;
+}
+
 // [B, D] as it lies in memory; a dimension of size 1 is repeated
 inline Matrix matrix(const Tensor& t, const char* name, int64_t rows, int64_t columns) {
   STD_TORCH_CHECK(t.dim() == 2 && (t.size(0) == rows || t.size(0) == 1) && (t.size(1) == columns || t.size(1) == 1),
                   name, " must have shape [", rows, ", ", columns, "] or 1 in place of either");
   const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK(is_floating(type) || is_integer(type) || type == ScalarType::Byte || type == ScalarType::Bool, name,
-                  " has a dtype that no kernel reads");
+  STD_TORCH_CHECK(is_read(type), name, " has a dtype that no kernel reads");
   return {static_cast<char*>(t.data_ptr()), type, t.size(0) == 1 ? 0 : t.stride(0), t.size(1) == 1 ? 0 : t.stride(1)};
 }
 
@@ -139,6 +142,18 @@ inline Cube cube(const Tensor& t) {
   c.data = static_cast<char*>(t.data_ptr()), c.type = t.scalar_type();
   c.row_stride = t.stride(0), c.plane_stride = t.dim() == 3 ? t.stride(1) : 0, c.column_stride = t.stride(t.dim() - 1);
   return c;
+}
+
+// Of a joint likelihood, x's number of channels
+inline int64_t channels_of(const Tensor& x) { return x.dim() == 3 ? x.size(1) : 1; }
+
+inline void check_joint(const Tensor& parameters, const Tensor& x) {
+  STD_TORCH_CHECK(parameters.dim() == 3 && is_floating(parameters.scalar_type()),
+                  "parameters must be floating point of shape [B, C, N]");
+  STD_TORCH_CHECK(
+      (x.dim() == 2 || x.dim() == 3) && x.size(0) == parameters.size(0) && x.size(x.dim() - 1) == parameters.size(2),
+      "x must have shape [B, N] or [B, channels, N] and the parameters' B and N");
+  STD_TORCH_CHECK(is_read(x.scalar_type()), "x has a dtype that no kernel reads");
 }
 
 inline const int64_t* seed_of(const Tensor& t) {

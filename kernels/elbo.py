@@ -243,13 +243,20 @@ def elbo(name: str, *arguments: Any) -> tuple[Tensor, ...]:
     parameters, x, options, rest = _observations(name, arguments)
     mu, logvar, prior_mu, prior_logvar, weight, mask, beta_factor, beta, scale, reduce, asked = rest
     operands = _likelihood(name, parameters, x, options, mask, asked)
-    check_posterior(mu, logvar, prior_mu, prior_logvar)
+    latent, absent = _latent(mu, logvar, prior_mu, prior_logvar, asked >> len(parameters))
     check(len(mu) == len(x), f"mu must have {len(x)} rows, got {len(mu)}")
-    given = prior_mu is not None
-    posterior = (mu, logvar, prior_mu, prior_logvar) if given else (mu, logvar)
-    latent = Operands(GAUSSIAN_KL if given else STANDARD_KL, posterior, *mu.shape, asked >> len(parameters))
     outputs = _accumulate(operands, latent, weight, beta_factor=beta_factor, beta=beta, scale=scale, reduce=reduce)
-    return outputs if given else (*outputs, mu.new_empty(0), mu.new_empty(0))
+    return (*outputs, *absent)
+
+
+def _latent(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, asked: int
+) -> tuple[Operands, tuple[Tensor, ...]]:
+    """The KL's operands, and what stands for the gradients of a prior that isn't given."""
+    check_posterior(mu, logvar, prior_mu, prior_logvar)
+    if prior_mu is None or prior_logvar is None:
+        return Operands(STANDARD_KL, (mu, logvar), *mu.shape, asked), (mu.new_empty(0), mu.new_empty(0))
+    return Operands(GAUSSIAN_KL, (mu, logvar, prior_mu, prior_logvar), *mu.shape, asked), ()
 
 
 def gaussian_kl(
@@ -261,11 +268,8 @@ def gaussian_kl(
     asked: int,
 ) -> tuple[Tensor, ...]:
     """The operator gaussian_kl -> (kl [B], gradients)."""
-    check_posterior(mu, logvar, prior_mu, prior_logvar)
-    if prior_mu is None or prior_logvar is None:
-        outputs = _accumulate(Operands(STANDARD_KL, (mu, logvar), *mu.shape, asked & 3), None, weight)
-        return (*outputs, mu.new_empty(0), mu.new_empty(0))
-    return _accumulate(Operands(GAUSSIAN_KL, (mu, logvar, prior_mu, prior_logvar), *mu.shape, asked), None, weight)
+    operands, absent = _latent(mu, logvar, prior_mu, prior_logvar, asked)
+    return (*_accumulate(operands, None, weight), *absent)
 
 
 def scaled_kl(
@@ -280,11 +284,7 @@ def scaled_kl(
     asked: int,
 ) -> tuple[Tensor, ...]:
     """(kl [B] times weight, the gradients of scale beta kl)"""
-    check_posterior(mu, logvar, prior_mu, prior_logvar)
-    if prior_mu is None or prior_logvar is None:
-        operands, absent = Operands(STANDARD_KL, (mu, logvar), *mu.shape, asked & 3), (mu.new_empty(0), mu.new_empty(0))
-    else:
-        operands, absent = Operands(GAUSSIAN_KL, (mu, logvar, prior_mu, prior_logvar), *mu.shape, asked), ()
+    operands, absent = _latent(mu, logvar, prior_mu, prior_logvar, asked)
     if beta == 0:
         kl, *gradients = _accumulate(replace(operands, asked=0), None, weight)
         given = [

@@ -90,8 +90,8 @@ class Operands:
     def shape(self, columns: Columns, per_split: int) -> tuple[Any, ...]:
         """The constants that rows.py unpacks."""
         steps = (self.accumulator.steps or 0) // self.vector
-        unroll = columns.unroll(per_split, self.width, self.vector, self.accumulator.together)
-        unroll = 1 if self.accumulator.heavy else unroll
+        one, together = self.accumulator.heavy, self.accumulator.together
+        unroll = 1 if one else columns.unroll(per_split, self.width, self.vector, together)
         return (
             self.kinds(),
             columns.tile,
@@ -132,6 +132,10 @@ def check_operands(operands: Operands, weight: Tensor | None) -> None:
     if mask is not None:
         fits = mask.dtype == torch.bool and mask.shape == (rows, width)
         check(fits, f"mask must be bool of shape [{rows}, {width}], got {mask.dtype} {list(mask.shape)}")
+    check_weight(weight, rows)
+
+
+def check_weight(weight: Tensor | None, rows: int) -> None:
     if weight is not None:
         fits = weight.is_floating_point() and weight.shape == (rows,)
         check(fits, f"weight must be floating point of shape [{rows}], got {weight.dtype} {list(weight.shape)}")
@@ -160,6 +164,13 @@ class Sum:
         return self.out
 
 
+def partial_sums(out: Tensor, count: int) -> Sum:
+    """count partial sums of each element; one alone is the output itself."""
+    if count == 1:
+        return Sum(out, out)
+    return Sum(out, torch.empty((count, out.numel()), dtype=torch.float32, device=out.device))
+
+
 @dataclass(frozen=True)
 class Outputs:
     """Allocates what a launch with this tiling writes."""
@@ -168,19 +179,13 @@ class Outputs:
     rows: int
     device: torch.device
 
-    def _sum(self, out: Tensor, count: int) -> Sum:
-        """count partial sums of each element; one alone is the output itself."""
-        if count == 1:
-            return Sum(out, out)
-        return Sum(out, torch.empty((count, out.numel()), dtype=torch.float32, device=self.device))
-
     def of_rows(self) -> Sum:
         """One number a row."""
-        return self._sum(torch.empty(self.rows, dtype=torch.float32, device=self.device), self.tiling.splits)
+        return partial_sums(torch.empty(self.rows, dtype=torch.float32, device=self.device), self.tiling.splits)
 
     def total(self) -> Sum:
         """One number."""
-        return self._sum(
+        return partial_sums(
             torch.empty((), dtype=torch.float32, device=self.device), self.tiling.groups * self.tiling.splits
         )
 
@@ -193,4 +198,4 @@ class Outputs:
     def _gradient(self, t: Tensor, kind: int) -> Sum:
         out = torch.empty(t.shape, dtype=t.dtype, device=self.device)
         count = {0: 1, 1: self.tiling.splits, 2: self.tiling.groups, 3: self.tiling.groups * self.tiling.splits}
-        return self._sum(out, count[kind])
+        return partial_sums(out, count[kind])

@@ -18,7 +18,7 @@ from vae_fast.kernels import elbo
 from vae_fast.kernels.joint import Joint
 from vae_fast.kernels.launch import launch
 from vae_fast.kernels.likelihoods import JOINT
-from vae_fast.kernels.operands import Sum, as_bytes, check
+from vae_fast.kernels.operands import as_bytes, check, check_weight, partial_sums
 
 PROGRAMS = 2048  # that a row's tiles are cut among, all rows together, where there are enough
 LARGEST = 16_384  # components of a tile
@@ -192,9 +192,7 @@ def _check(entry: Joint, p: Tensor, x: Tensor, weight: Tensor | None, mask: Tens
         fits = mask.dtype == torch.bool and mask.dim() == 2
         fits = fits and all(n in (1, m) for n, m in zip(mask.shape, (rows, width), strict=True))
         check(fits, f"mask must be bool of shape [{rows}, {width}], got {mask.dtype} {list(mask.shape)}")
-    if weight is not None:
-        fits = weight.is_floating_point() and weight.shape == (rows,)
-        check(fits, f"weight must be floating point of shape [{rows}], got {weight.dtype} {list(weight.shape)}")
+    check_weight(weight, rows)
     return channels
 
 
@@ -231,15 +229,13 @@ def _objective(
     pixels, tiles, splits = _tiling(entry, rows, width, components)
     programs = triton.cdiv(rows, pixels) if width == 1 else rows
     device = parameters.device
-
-    def partial(out: Tensor, count: int) -> Sum:
-        return Sum(out, out if count == 1 else torch.empty((count, out.numel()), dtype=torch.float32, device=device))
-
-    nll = partial(torch.empty(rows, dtype=torch.float32, device=device), splits)
+    nll = partial_sums(torch.empty(rows, dtype=torch.float32, device=device), splits)
     loss = None
     if reduce is not None:
         shape = () if reduce else (rows,)
-        loss = partial(torch.empty(shape, dtype=torch.float32, device=device), splits * (programs if reduce else 1))
+        loss = partial_sums(
+            torch.empty(shape, dtype=torch.float32, device=device), splits * (programs if reduce else 1)
+        )
     gradient = _empty_planes(parameters) if asked & 1 else None
     x = as_bytes(x)
     x_strides = (x.stride(0), x.stride(1) if x.dim() == 3 else 0, x.stride(-1))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vae_fast import checks, reference
 from vae_fast.likelihoods import LIKELIHOODS, Likelihood, Options
+from vae_fast.operands import check_posterior, like, observations, prior_rows, rows_of
 from vae_fast.ops import latent as _latent
 from vae_fast.ops import onepass as _onepass
 from vae_fast.ops.backend import use_reference
@@ -51,12 +52,12 @@ def reparameterize(
 
     Returns z, of mu's shape and dtype.
     """
-    _check_posterior("reparameterize", mu, logvar)
+    check_posterior("reparameterize", mu, logvar)
     seed = _seed("reparameterize", seed, generator, mu.device)
-    rows = _rows(mu), _rows(logvar)
+    rows = rows_of(mu), rows_of(logvar)
     if use_reference(*rows):
         return reference.reparameterize(*rows, seed).reshape(mu.shape)
-    return _like(_latent.sample(*rows, None, seed, divergence=False), mu)
+    return like(_latent.sample(*rows, None, seed, divergence=False), mu)
 
 
 def sample_kl(
@@ -71,14 +72,14 @@ def sample_kl(
 
     Returns z, of mu's shape and dtype, and kl [B] in nats.
     """
-    _check_posterior("sample_kl", mu, logvar)
+    check_posterior("sample_kl", mu, logvar)
     seed = _seed("sample_kl", seed, generator, mu.device)
-    rows, prior = (_rows(mu), _rows(logvar)), _prior("sample_kl", prior, mu)
+    rows, prior = (rows_of(mu), rows_of(logvar)), prior_rows("sample_kl", prior, mu)
     if use_reference(*rows, *(prior or ())):
         z, kl = reference.sample_kl(*rows, seed, prior)
     else:
         z, kl = _latent.sample(*rows, prior, seed, divergence=True)
-    return _like(z, mu), kl
+    return like(z, mu), kl
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> Tensor:
@@ -93,8 +94,8 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> Tenso
 
     Returns kl [B] in nats, float32 (float64 for float64 inputs).
     """
-    _check_posterior("gaussian_kl", mu, logvar)
-    rows, prior = (_rows(mu), _rows(logvar)), _prior("gaussian_kl", prior, mu)
+    check_posterior("gaussian_kl", mu, logvar)
+    rows, prior = (rows_of(mu), rows_of(logvar)), prior_rows("gaussian_kl", prior, mu)
     if use_reference(*rows, *(prior or ())):
         return reference.gaussian_kl(*rows, prior)
     return _onepass.apply(_latent.GAUSSIAN_KL, *rows, *(prior or (None, None)), None)
@@ -233,9 +234,7 @@ def discretized_logistic_nll(
     Returns [B] in nats, float32 (float64 for float64 means).
     """
     entry = LIKELIHOODS["discretized_logistic"]
-    options: Options = {"levels": levels, "x_low": x_range[0], "x_high": x_range[1]}
-    if compat is not None:
-        options = {**options, "compat": compat}
+    options = _levels(levels, x_range, compat)
     names = ("discretized_logistic_nll", *entry.parameters)
     return nll(entry, names, (mean, log_scale), x, weight, mask, options)
 
@@ -301,10 +300,14 @@ def discretized_logistic_mixture_nll(
     if channels_last:
         parameters, x = parameters.movedim(-1, 1), x.movedim(-1, 1)
     channels = x.shape[1] if x.dim() > 1 else 0
-    options: Options = {"channels": channels, "levels": levels, "x_low": x_range[0], "x_high": x_range[1]}
-    if compat is not None:
-        options = {**options, "compat": compat}
+    options = {"channels": channels, **_levels(levels, x_range, compat)}
     return nll(entry, (owner, "parameters"), (parameters,), x, weight, mask, options)
+
+
+def _levels(levels: int, x_range: tuple[float, float], compat: str | None) -> Options:
+    """Options of what has levels."""
+    options: Options = {"levels": levels, "x_low": x_range[0], "x_high": x_range[1]}
+    return options if compat is None else {**options, "compat": compat}
 
 
 def poisson_nll(
@@ -427,7 +430,7 @@ def nll(
     options: Options = _NONE,
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
-    tensors, target, weight, mask = _observations(entry, names, parameters, x, weight, mask, options)
+    tensors, target, weight, mask = observations(entry, names, parameters, x, weight, mask, options)
     options = entry.options_for(options, target)
     if use_reference(*tensors) or entry.without_kernel(options):
         return reference.nll(
@@ -455,13 +458,11 @@ def elbo(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, nll [B], kl [B]) in one pass."""
     owner, name = names[:2]
-    _check_posterior(owner, mu, logvar)
-    tensors, target, weight, mask = _observations(
-        entry, names, parameters, x, objective.weight, objective.mask, options
-    )
+    check_posterior(owner, mu, logvar)
+    tensors, target, weight, mask = observations(entry, names, parameters, x, objective.weight, objective.mask, options)
     same_batch(owner, name, target, mu)
     options = entry.options_for(options, target)
-    rows, prior = (_rows(mu), _rows(logvar)), _prior(owner, objective.prior, mu)
+    rows, prior = (rows_of(mu), rows_of(logvar)), prior_rows(owner, objective.prior, mu)
     beta, scale, reduce = objective.beta, objective.scale, objective.reduce
     if use_reference(*tensors, *rows, *(prior or ())) or entry.without_kernel(options):
         return reference.elbo(
@@ -507,11 +508,11 @@ def weighted_monte_carlo_kl(
     owner: str, z: Tensor, mu: Tensor, logvar: Tensor, prior: Prior | None, weight: Tensor | None
 ) -> Tensor:
     """`monte_carlo_kl` times weight [B]; rows of weight 0 are not used."""
-    _check_posterior(owner, mu, logvar)
+    check_posterior(owner, mu, logvar)
     checks.floating(owner, "z", z)
     checks.same_shape(owner, "z", z, "mu", mu)
     checks.same_device(owner, "mu", mu, "z", z)
-    rows, prior = (_rows(z), _rows(mu), _rows(logvar)), _prior(owner, prior, mu)
+    rows, prior = (rows_of(z), rows_of(mu), rows_of(logvar)), prior_rows(owner, prior, mu)
     if use_reference(*rows, *(prior or ())):
         z, mu, logvar, *given = reference.select_rows(weight, *rows, *(prior or ()))
         value = reference.monte_carlo_kl(z, mu, logvar, (given[0], given[1]) if given else None)
@@ -520,139 +521,6 @@ def weighted_monte_carlo_kl(
         zero = mu.new_zeros((1, 1))
         prior = (zero, zero)
     return _onepass.apply(_latent.MONTE_CARLO_KL, *rows, *prior, weight)
-
-
-def _observations(
-    entry: Likelihood,
-    names: Sequence[str],
-    parameters: Sequence[Tensor | float],
-    x: Tensor,
-    weight: Tensor | None,
-    mask: Tensor | None,
-    options: Options,
-) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
-    """Checked operands of a likelihood as [B, D]; parameters after the first keep size 1 where they repeat."""
-    owner, name, *others = names
-    first: Tensor = parameters[0]  # type: ignore[assignment]
-    checks.floating(owner, name, first)
-    checks.target(owner, x, entry.counts)
-    if entry.joint:
-        return _planes(entry, owner, name, first, x, weight, mask, options)
-    checks.same_shape(owner, name, first, "x", x)
-    checks.same_device(owner, name, first, "x", x)
-    if weight is not None:
-        weight = checks.row_weight(owner, weight, x)
-    if mask is not None:
-        mask = checks.element_mask(owner, mask, x)
-    rest = [p if isinstance(p, Tensor) else _number(p, first) for p in parameters[1:]]
-    if entry.per_row:
-        rest[-1] = checks.one_a_row(owner, others[-1], rest[-1], x)
-    if _channels_last(first) and _channels_last(x):
-        for k, p in enumerate(rest):
-            if p.numel() > 1 and p.shape[-3:].numel() > 1:
-                checks.broadcast(owner, others[k], p, x)
-                rest[k] = _channels_to_the_end(p)
-        mask = mask if mask is None else _channels_to_the_end(mask)
-        first, x = _channels_to_the_end(first), _channels_to_the_end(x)
-    tensors = [_rows(first)]
-    for other, p in zip(others, rest, strict=True):
-        tensors.append(_broadcast_rows(owner, other, p, "x", first))
-    return tensors, _rows(x), weight, mask if mask is None else _rows(mask)
-
-
-def _planes(
-    entry: Likelihood,
-    owner: str,
-    name: str,
-    parameters: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    mask: Tensor | None,
-    options: Options,
-) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
-    """The same of a joint likelihood: [B, C, N], views of images in either layout."""
-    channels = int(options.get("channels", 3)) if entry.joint == "channels" else None
-    checks.planes(owner, name, parameters, x, channels)
-    checks.same_device(owner, name, parameters, "x", x)
-    if channels is not None:
-        checks.mixture(owner, name, parameters.shape[1], channels)
-    if weight is not None:
-        weight = checks.row_weight(owner, weight, x)
-    if mask is not None:
-        each = x if channels is None else x[:, 0]
-        if isinstance(mask, Tensor) and mask.dim() > each.dim() and mask.shape[1] == 1:
-            mask = mask.squeeze(1)
-        mask = _rows(checks.element_mask(owner, mask, each))
-    return [_flat(parameters)], _rows(x) if channels is None else _flat(x), weight, mask
-
-
-def _flat(t: Tensor) -> Tensor:
-    """[B, C, ...] as [B, C, N]: a view where the strides allow it."""
-    return t.flatten(2) if t.dim() > 2 else t.unsqueeze(2)
-
-
-def _number(p: float, like: Tensor) -> Tensor:
-    return torch.full((1, 1), p, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
-
-
-def _channels_last(t: Tensor) -> bool:
-    """Whether t is an image batch that lies channels last: flattened as [B, C, H, W] it would be copied."""
-    return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
-
-
-def _channels_to_the_end(t: Tensor) -> Tensor:
-    """[..., C, H, W] as [..., H, W, C], a view; sums over features don't mind the order."""
-    return t.reshape((1,) * (3 - t.dim()) + t.shape).movedim(-3, -1)
-
-
-def _broadcast_rows(owner: str, name: str, p: Tensor, of: str, like: Tensor) -> Tensor:
-    """p, which broadcasts to `like` [B, ...], as [B, D], with 1 in place of B or of both where it repeats."""
-    checks.floating(owner, name, p if p.dim() else p.reshape(1))
-    checks.same_device(owner, of, like, name, p)
-    if p.numel() == 1:
-        return p.reshape(1, 1)
-    if p.dtype.itemsize == 2 and p.shape != like.shape:
-        p = p.float()  # what torch expands it also sums, in the same dtype
-    try:
-        if p.dim() < like.dim() or p.shape[0] == 1:
-            return p.expand(1, *like.shape[1:]).reshape(1, -1)
-        if p.shape == (like.shape[0], *[1] * (like.dim() - 1)):
-            return p.reshape(-1, 1)
-        return _rows(p.expand(like.shape))
-    except RuntimeError:
-        raise ValueError(
-            f"{owner}: {name} must broadcast to the shape of {of}, {list(like.shape)}, got {list(p.shape)}"
-        ) from None
-
-
-def _rows(t: Tensor) -> Tensor:
-    """[B, ...] as [B, D]: a view where the strides allow it."""
-    if t.dim() == 2:
-        return t
-    return t.unsqueeze(1) if t.dim() == 1 else t.flatten(1)
-
-
-def _like(t: Tensor, shape_of: Tensor) -> Tensor:
-    return t if shape_of.dim() == 2 else t.reshape(shape_of.shape)
-
-
-def _check_posterior(owner: str, mu: Tensor, logvar: Tensor) -> None:
-    checks.floating(owner, "mu", mu)
-    checks.floating(owner, "logvar", logvar)
-    checks.same_shape(owner, "mu", mu, "logvar", logvar)
-    checks.same_device(owner, "mu", mu, "logvar", logvar)
-
-
-def _prior(owner: str, prior: Prior | None, mu: Tensor) -> Prior | None:
-    """The prior's tensors as [1 or B, 1 or Z]."""
-    if prior is None:
-        return None
-    checks.pair(owner, prior)
-    mean, logvar = prior
-    return (
-        _broadcast_rows(owner, "prior mu", mean, "mu", mu),
-        _broadcast_rows(owner, "prior logvar", logvar, "mu", mu),
-    )
 
 
 def _seed(owner: str, seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -22,14 +22,8 @@ struct Joint {
   }
   void set_observations() {
     const Tensor& p = parameters[0];
-    STD_TORCH_CHECK(p.dim() == 3 && is_floating(p.scalar_type()),
-                    "parameters must be floating point of shape [B, C, N]");
-    STD_TORCH_CHECK((x.dim() == 2 || x.dim() == 3) && x.size(0) == p.size(0) && x.size(x.dim() - 1) == p.size(2),
-                    "x must have shape [B, N] or [B, channels, N] and the parameters' B and N");
-    STD_TORCH_CHECK(is_floating(x.scalar_type()) || is_integer(x.scalar_type()) ||
-                        x.scalar_type() == ScalarType::Byte || x.scalar_type() == ScalarType::Bool,
-                    "x has a dtype that no kernel reads");
-    const int64_t channels = x.dim() == 3 ? x.size(1) : 1;
+    check_joint(p, x);
+    const int64_t channels = channels_of(x);
     STD_TORCH_CHECK(channels == A::kTargets || channels == B::kTargets,
                     "x has a number of channels that no kernel reads");
     rows.rows = p.size(0), rows.planes = p.size(1), rows.columns = p.size(2);
@@ -48,10 +42,7 @@ struct Joint {
     gradients[0] = asked & 1 ? empty_planes(p, cpu) : empty({0}, p.scalar_type());
     if (asked & 1) prefer_huge_pages(gradients[0]), rows.gradient = cube(gradients[0]);
   }
-  Work likelihood_work() {
-    const int64_t channels = x.dim() == 3 ? x.size(1) : 1;
-    return channels == A::kTargets ? work<Accumulator>() : work<Other>();
-  }
+  Work likelihood_work() { return channels_of(x) == A::kTargets ? work<Accumulator>() : work<Other>(); }
   // [B], weighted
   Tensor values() const {
     const ScalarType of = type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

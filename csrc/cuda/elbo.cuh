@@ -87,6 +87,11 @@ struct ElboArguments {
     STD_TORCH_CHECK(mu.size(0) == rows, "mu must have shape [B, Z] and x's B");
     STD_TORCH_CHECK(prior_mu.has_value() == prior_logvar.has_value(), "prior_mu and prior_logvar go together");
   }
+  void set(Objective& o, int64_t rows) const {
+    o.weight = column_vector(weight, "weight", rows);
+    if (beta_factor) o.beta_factor = scalar(*beta_factor, "beta_factor");
+    o.beta = static_cast<float>(beta), o.scale = static_cast<float>(scale), o.reduce = reduce;
+  }
 };
 
 template <template <class, int> class Accumulator, class Seen>
@@ -96,9 +101,7 @@ void elbo(const char* name, const Device& device, const Seen& seen, const ElboAr
   program.operands.take(seen.parameters, rows, seen.x.size(1), in.asked);
   program.operands.observe(seen.x, program.kCounts, seen.options, in.mask);
   Objective& o = program.objective;
-  o.weight = column_vector(in.weight, "weight", rows);
-  if (in.beta_factor) o.beta_factor = scalar(*in.beta_factor, "beta_factor");
-  o.beta = static_cast<float>(in.beta), o.scale = static_cast<float>(in.scale), o.reduce = in.reduce;
+  in.set(o, rows);
   std::optional<GivenKl> given;
   if (in.prior_mu) {  // a launch of its own, before
     given = given_kl(name, device, {in.mu, in.logvar, *in.prior_mu, *in.prior_logvar}, o, of_latent);

@@ -42,13 +42,9 @@ class JointProgram {
   }
 
   void check() const {
-    STD_TORCH_CHECK(parameters.dim() == 3 && is_floating(parameters.scalar_type()),
-                    "parameters must be floating point of shape [B, C, N]");
-    STD_TORCH_CHECK(
-        (x.dim() == 2 || x.dim() == 3) && x.size(0) == parameters.size(0) && x.size(x.dim() - 1) == parameters.size(2),
-        "x must have shape [B, N] or [B, channels, N] and the parameters' B and N");
+    check_joint(parameters, x);
     STD_TORCH_CHECK(fits<A>() || fits<B>(), "parameters have ", parameters.size(1), " planes, which don't fit ",
-                    channels(), " channels of x");
+                    channels_of(x), " channels of x");
     const int64_t apart =
         parameters.size(2) == 1 ? kTileThreads * parameters.stride(0) : (parameters.size(2) - 1) * parameters.stride(2);
     STD_TORCH_CHECK((parameters.size(1) - 1) * parameters.stride(1) + apart < (int64_t{1} << 31),
@@ -58,17 +54,16 @@ class JointProgram {
 
   void run(const char* name, const Device& device, const std::optional<Tensor>& mask, int64_t asked,
            std::optional<Tensor> kl = std::nullopt, bool with_loss = false) {
-    if (channels() == A::kTargets) run_as<Accumulator>(name, device, mask, asked, kl, with_loss);
+    if (channels_of(x) == A::kTargets) run_as<Accumulator>(name, device, mask, asked, kl, with_loss);
     else run_as<Other>(name, device, mask, asked, kl, with_loss);
   }
-  const Tensor& value() const { return nll_->out; }  // [B], times weight
-  const Tensor& loss() const { return loss_->out; }
+  const Tensor& value() const { return values_.nll->out; }  // [B], times weight
+  const Tensor& loss() const { return values_.loss->out; }
 
  private:
-  int64_t channels() const { return x.dim() == 3 ? x.size(1) : 1; }
   template <class L>
   bool fits() const {
-    return channels() == L::kTargets && L::fits(parameters.size(1));
+    return channels_of(x) == L::kTargets && L::fits(parameters.size(1));
   }
 
   template <template <class, int> class L>
@@ -102,7 +97,8 @@ class JointProgram {
                                                                              : tile_of<Lanes>(term.planes) < 8);
     term.together = by_warp ? std::min(kTileThreads / 32, kTileBytes / 4 / term.planes) : tile_of<Lanes>(term.planes);
     tile(term, b, by_warp ? kTilesByWarp : 1);
-    allocate(place, kl, with_loss);
+    values_.allocate(objective, place, with_loss);
+    if (kl) objective.kl = static_cast<float*>(kl->data_ptr());
     const int threads = by_warp ? 32 * term.together : kTileThreads;
     const int bytes =
         4 * (by_warp ? term.planes * term.together : planes_staged<Lanes>(term.planes) * (term.together + 1));
@@ -118,8 +114,7 @@ class JointProgram {
       device.launch(name, joint_objective<L, P, true, BY_WARP>, t.groups, t.splits, threads, bytes, term, objective);
     else
       device.launch(name, joint_objective<L, P, false, BY_WARP>, t.groups, t.splits, threads, bytes, term, objective);
-    for (const auto* folded : {&nll_, &loss_})
-      if (*folded) (*folded)->finish(device);
+    values_.finish(device);
   }
 
   // Observations of a tile, a thread each: a power of two whose planes fit
@@ -146,19 +141,7 @@ class JointProgram {
     }
   }
 
-  void allocate(const Place& place, const std::optional<Tensor>& kl, bool with_loss) {
-    const Tiling& t = objective.tiling;
-    const int64_t b = rows();
-    nll_.emplace(empty({b}, ScalarType::Float, place), t.splits, place);
-    objective.nll = nll_->floats();
-    if (kl) objective.kl = static_cast<float*>(kl->data_ptr());
-    if (!with_loss) return;
-    if (objective.reduce) loss_.emplace(empty({}, ScalarType::Float, place), t.splits * t.groups, place);
-    else loss_.emplace(empty({b}, ScalarType::Float, place), t.splits, place);
-    objective.loss = loss_->floats();
-  }
-
-  std::optional<Folded> nll_, loss_;
+  Values values_;
 };
 
 // (parameters, x, options, weight?, mask?, asked) -> (nll [B], gradient)
@@ -193,9 +176,7 @@ void joint_elbo(const char* name, StableIValue* stack) {
   program.check();
   rest.check_latent(program.rows());
   Objective& o = program.objective;
-  o.weight = column_vector(rest.weight, "weight", program.rows());
-  if (rest.beta_factor) o.beta_factor = scalar(*rest.beta_factor, "beta_factor");
-  o.beta = static_cast<float>(rest.beta), o.scale = static_cast<float>(rest.scale), o.reduce = rest.reduce;
+  rest.set(o, program.rows());
   const GivenKl latent =
       rest.prior_mu
           ? given_kl(name, device, {rest.mu, rest.logvar, *rest.prior_mu, *rest.prior_logvar}, o, rest.asked >> 1)

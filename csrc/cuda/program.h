@@ -5,6 +5,26 @@
 
 namespace vae_fast {
 
+// What rows come to: nll and the loss, with what the blocks write of them
+struct Values {
+  std::optional<Folded> nll, loss;
+
+  // For the objective's rows, as its tiling cuts them
+  void allocate(Objective& o, const Place& place, bool with_loss) {
+    const Tiling& t = o.tiling;
+    nll.emplace(empty({o.rows}, ScalarType::Float, place), t.splits, place);
+    o.nll = nll->floats();
+    if (!with_loss) return;
+    if (o.reduce) loss.emplace(empty({}, ScalarType::Float, place), t.splits * t.groups, place);
+    else loss.emplace(empty({o.rows}, ScalarType::Float, place), t.splits, place);
+    o.loss = loss->floats();
+  }
+  void finish(const Device& device) const {
+    for (const auto* folded : {&nll, &loss})
+      if (*folded) (*folded)->finish(device);
+  }
+};
+
 // X: None for a divergence, Any for a likelihood, whose x decides. A likelihood may have a standard normal latent beside
 // it, or a KL that is known.
 template <template <class, int> class Accumulator, class X>
@@ -27,12 +47,11 @@ class Program {
     const ScalarType type = operands.term.parameters[0].type;
     if (!operands.same_type(kEach, type) || !run_typed(type)) launch<Any, X, 0>(0);
     operands.finish(device_);
-    for (const auto* folded : {&nll_, &loss_})
-      if (*folded) (*folded)->finish(device_);
+    values_.finish(device_);
   }
 
-  const Tensor& value() const { return nll_->out; }  // [B], times weight
-  const Tensor& loss() const { return loss_->out; }
+  const Tensor& value() const { return values_.nll->out; }  // [B], times weight
+  const Tensor& loss() const { return values_.loss->out; }
 
  private:
   static constexpr int kEach = shares_last<A, float> ? K - 1 : K;  // parameters with an element for each observation
@@ -124,23 +143,18 @@ class Program {
     const Place& place = device_.place();
     const int64_t rows = objective.rows = operands.rows;
     operands.allocate(tiling, place);
-    nll_.emplace(empty({rows}, ScalarType::Float, place), tiling.splits, place);
-    objective.nll = nll_->floats();
+    values_.allocate(objective, place, with_loss_);
     if (standard) {
       standard->allocate(tiling, place);
       kl = empty({rows}, ScalarType::Float, place);
     }
     if (kl) objective.kl = static_cast<float*>(kl->data_ptr());
-    if (!with_loss_) return;
-    if (objective.reduce) loss_.emplace(empty({}, ScalarType::Float, place), tiling.splits * tiling.groups, place);
-    else loss_.emplace(empty({rows}, ScalarType::Float, place), tiling.splits, place);
-    objective.loss = loss_->floats();
   }
 
   const Device& device_;
   const char* name_;
   bool with_loss_ = false;
-  std::optional<Folded> nll_, loss_;
+  Values values_;
 };
 
 // The KL from a given prior, [B], times weight; and scale beta times its gradients, which may be sums (latent.cu)

@@ -34,13 +34,19 @@ def discretized_logistic(
         value = (x - x_low) * (2 / (x_high - x_low)) - 1
         return _approximate(mean, log_scale, value, levels, *COMPATIBLE[compat])
     steps = levels - 1
-    level = ((x - x_low) * (steps / (x_high - x_low))).round().clamp(0, steps)
+    level = nearest_level(x, levels, x_low, x_high)
     inverse = torch.exp((-log_scale).clamp(max=_LARGEST_INVERSE)) / steps
     difference = 2 * level - steps - steps * mean  # of the bin's centre and the mean, in units of w
     a, b = (difference - 1) * inverse, (difference + 1) * inverse
     below, above = F.logsigmoid(b), F.logsigmoid(-a)
     between = below + above + _log1m_exp(2 * inverse)
     return -torch.where(level == 0, below, torch.where(level == steps, above, between))
+
+
+def nearest_level(x: Tensor, levels: float, x_low: float, x_high: float) -> Tensor:
+    """The number of the level, 0 to levels - 1 from x_low to x_high, that is nearest to x."""
+    steps = levels - 1
+    return ((x - x_low) * (steps / (x_high - x_low))).round().clamp(0, steps)
 
 
 def _log1m_exp(v: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Source: Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017; the probabili
 import torch
 from torch import Tensor
 
-from vae_fast.reference.discretized_logistic import discretized_logistic
+from vae_fast.reference.discretized_logistic import discretized_logistic, nearest_level
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
 _SMALLEST = -7.0  # log-scale of mixtures, with compat
@@ -55,8 +55,7 @@ def discretized_logistic_mixture(
     value = (x - x_low) * (2 / (x_high - x_low)) - 1
     if compat is None:
         steps = levels - 1
-        level = ((x - x_low) * (steps / (x_high - x_low))).round().clamp(0, steps)
-        value = (2 * level - steps) / steps
+        value = (2 * nearest_level(x, levels, x_low, x_high) - steps) / steps
     else:
         log_scales = log_scales.clamp(min=_SMALLEST)
     value = value.unsqueeze(2)

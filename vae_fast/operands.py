@@ -1,0 +1,143 @@
+"""Operands of any shape as the operators take them: checked, [B, D] or [B, C, N], views where strides allow it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vae_fast import checks
+from vae_fast.likelihoods import Likelihood, Options
+from vae_fast.reference import Prior
+
+
+def observations(
+    entry: Likelihood,
+    names: Sequence[str],
+    parameters: Sequence[Tensor | float],
+    x: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    options: Options,
+) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
+    """Checked operands of a likelihood as [B, D]; parameters after the first keep size 1 where they repeat."""
+    owner, name, *others = names
+    first: Tensor = parameters[0]  # type: ignore[assignment]
+    checks.floating(owner, name, first)
+    checks.target(owner, x, entry.counts)
+    if entry.joint:
+        return _planes(entry, owner, name, first, x, weight, mask, options)
+    checks.same_shape(owner, name, first, "x", x)
+    checks.same_device(owner, name, first, "x", x)
+    if weight is not None:
+        weight = checks.row_weight(owner, weight, x)
+    if mask is not None:
+        mask = checks.element_mask(owner, mask, x)
+    rest = [p if isinstance(p, Tensor) else _number(p, first) for p in parameters[1:]]
+    if entry.per_row:
+        rest[-1] = checks.one_a_row(owner, others[-1], rest[-1], x)
+    if _channels_last(first) and _channels_last(x):
+        for k, p in enumerate(rest):
+            if p.numel() > 1 and p.shape[-3:].numel() > 1:
+                checks.broadcast(owner, others[k], p, x)
+                rest[k] = _channels_to_the_end(p)
+        mask = mask if mask is None else _channels_to_the_end(mask)
+        first, x = _channels_to_the_end(first), _channels_to_the_end(x)
+    tensors = [rows_of(first)]
+    for other, p in zip(others, rest, strict=True):
+        tensors.append(_broadcast_rows(owner, other, p, "x", first))
+    return tensors, rows_of(x), weight, mask if mask is None else rows_of(mask)
+
+
+def _planes(
+    entry: Likelihood,
+    owner: str,
+    name: str,
+    parameters: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    options: Options,
+) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
+    """The same of a joint likelihood: [B, C, N], views of images in either layout."""
+    channels = int(options.get("channels", entry.options["channels"])) if entry.joint == "channels" else None
+    checks.planes(owner, name, parameters, x, channels)
+    checks.same_device(owner, name, parameters, "x", x)
+    if channels is not None:
+        checks.mixture(owner, name, parameters.shape[1], channels)
+    if weight is not None:
+        weight = checks.row_weight(owner, weight, x)
+    if mask is not None:
+        each = x if channels is None else x[:, 0]
+        if isinstance(mask, Tensor) and mask.dim() > each.dim() and mask.shape[1] == 1:
+            mask = mask.squeeze(1)
+        mask = rows_of(checks.element_mask(owner, mask, each))
+    return [_flat(parameters)], rows_of(x) if channels is None else _flat(x), weight, mask
+
+
+def _flat(t: Tensor) -> Tensor:
+    """[B, C, ...] as [B, C, N]: a view where the strides allow it."""
+    return t.flatten(2) if t.dim() > 2 else t.unsqueeze(2)
+
+
+def _number(p: float, like: Tensor) -> Tensor:
+    return torch.full((1, 1), p, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+
+
+def _channels_last(t: Tensor) -> bool:
+    """Whether t is an image batch that lies channels last: flattened as [B, C, H, W] it would be copied."""
+    return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
+
+
+def _channels_to_the_end(t: Tensor) -> Tensor:
+    """[..., C, H, W] as [..., H, W, C], a view; sums over features don't mind the order."""
+    return t.reshape((1,) * (3 - t.dim()) + t.shape).movedim(-3, -1)
+
+
+def _broadcast_rows(owner: str, name: str, p: Tensor, of: str, like: Tensor) -> Tensor:
+    """p, which broadcasts to `like` [B, ...], as [B, D], with 1 in place of B or of both where it repeats."""
+    checks.floating(owner, name, p if p.dim() else p.reshape(1))
+    checks.same_device(owner, of, like, name, p)
+    if p.numel() == 1:
+        return p.reshape(1, 1)
+    if p.dtype.itemsize == 2 and p.shape != like.shape:
+        p = p.float()  # what torch expands it also sums, in the same dtype
+    try:
+        if p.dim() < like.dim() or p.shape[0] == 1:
+            return p.expand(1, *like.shape[1:]).reshape(1, -1)
+        if p.shape == (like.shape[0], *[1] * (like.dim() - 1)):
+            return p.reshape(-1, 1)
+        return rows_of(p.expand(like.shape))
+    except RuntimeError:
+        raise ValueError(
+            f"{owner}: {name} must broadcast to the shape of {of}, {list(like.shape)}, got {list(p.shape)}"
+        ) from None
+
+
+def rows_of(t: Tensor) -> Tensor:
+    """[B, ...] as [B, D]: a view where the strides allow it."""
+    if t.dim() == 2:
+        return t
+    return t.unsqueeze(1) if t.dim() == 1 else t.flatten(1)
+
+
+def like(t: Tensor, shape_of: Tensor) -> Tensor:
+    return t if shape_of.dim() == 2 else t.reshape(shape_of.shape)
+
+
+def check_posterior(owner: str, mu: Tensor, logvar: Tensor) -> None:
+    checks.floating(owner, "mu", mu)
+    checks.floating(owner, "logvar", logvar)
+    checks.same_shape(owner, "mu", mu, "logvar", logvar)
+    checks.same_device(owner, "mu", mu, "logvar", logvar)
+
+
+def prior_rows(owner: str, prior: Prior | None, mu: Tensor) -> Prior | None:
+    """The prior's tensors as [1 or B, 1 or Z]."""
+    if prior is None:
+        return None
+    checks.pair(owner, prior)
+    mean, logvar = prior
+    return (
+        _broadcast_rows(owner, "prior mu", mean, "mu", mu),
+        _broadcast_rows(owner, "prior logvar", logvar, "mu", mu),
+    )
