@@ -81,14 +81,21 @@ def test_a_shape_that_memory_does_not_hold_is_skipped(harness, case):
 
 
 def test_gate_stops_a_wrong_output_and_a_wrong_gradient(harness, case):
-    def gate(function, **more):
-        harness.gate(case, harness.Opponent(function, **more), *harness.operands(case))
+    def gate(function, name="ours", case=case):
+        return harness.gate(case, name, harness.Opponent(function), *harness.operands(case))
 
-    gate(case.ours)
-    with pytest.raises(AssertionError, match="output off by"):
+    def a_little_wrong(logits, x):
+        return case.ours(logits, x) + 1e-4 * (logits - logits.detach()).sum()
+
+    assert gate(case.ours) < 1e-6
+    with pytest.raises(AssertionError, match="ours's output off by"):
         gate(lambda *args: case.ours(*args) * 1.0001)
-    with pytest.raises(AssertionError, match="gradient off by"):
-        gate(lambda logits, x: case.ours(logits, x) + 1e-4 * (logits - logits.detach()).sum())
+    with pytest.raises(AssertionError, match="eager's gradient off by"):
+        gate(a_little_wrong, "eager")
+    tolerant = replace(case, usual_error=1e-3)
+    assert 5e-5 < gate(a_little_wrong, "eager", tolerant) < 2e-4
+    with pytest.raises(AssertionError, match="ours's gradient off by"):
+        gate(a_little_wrong, "ours", tolerant)
     with pytest.raises(AssertionError, match="output of shape"):
         gate(lambda logits, x: case.ours(logits, x)[None])
 
@@ -100,9 +107,9 @@ def test_gate_takes_a_peer_at_its_word(harness, case):
         arrange=lambda leaves: [t.unsqueeze(2) for t in leaves],
         shift=lambda shape: 5.0,
     )
-    harness.gate(case, peer, *harness.operands(case))
+    harness.gate(case, "peer", peer, *harness.operands(case))
     with pytest.raises(AssertionError, match="output off by"):
-        harness.gate(case, replace(peer, shift=lambda shape: 6.0), *harness.operands(case))
+        harness.gate(case, "peer", replace(peer, shift=lambda shape: 6.0), *harness.operands(case))
 
 
 def test_peers_that_are_not_installed_are_absent(harness):

@@ -28,7 +28,8 @@ FLAT = [
     "normals<float>",
     "sample<float, 4",  # one code for 2 and 4: neither reads a prior
     "sample_gradients<vae_fast::StandardKl<float, 1>, true",
-    "divergence_terms<vae_fast::GaussianKl<float, 1>",
+    "sample_with_terms<vae_fast::StandardKl<float, 1>",
+    "sample_with_terms<vae_fast::GaussianKl<float, 1>",
 ]
 OPERATION = r"\tv(?:fn?m(?:add|sub)\w+|mul|add|sub)"
 

@@ -45,6 +45,7 @@ class Case:
     eager, ours: (*leaves, *data) -> a tensor or a tuple of tensors.
     truth: (outputs, *leaves, *data), all in float64 -> what the outputs should be, differentiable.
     slack: (outputs, incoming gradients) -> for each leaf, what truth can't know of its gradient: see `bench_latent`.
+    usual_error: what the gradients of the usual formula may be off by, of the largest, where its float32 loses digits.
     peers: other libraries' code, by name; those that aren't installed are not there.
     opponents: who runs it; all, if empty.
     full: whether it belongs to `--grid full` alone.
@@ -61,6 +62,7 @@ class Case:
     direction: str = "forward + backward"
     latent: int = 0
     slack: Callable[..., list[Tensor]] | None = None
+    usual_error: float = 0.0
     peers: Mapping[str, Opponent] = field(default_factory=dict)
     opponents: tuple[str, ...] = ()
     full: bool = False

@@ -55,6 +55,7 @@ def record(case: Case, name: str, m: Measurement) -> dict[str, Any]:
         found["percent_of_limit_out"] = 100 * of[LIMITS[1]] / median if LIMITS[1] in of else None
     if name in m.peaks:
         found |= {"extra_bytes": m.peaks[name], "gradient_bytes": m.gradients, "operations": m.operations[name]}
+        found["gradient_error"] = m.errors[name]
     if name in m.gpu:
         gpu = dict(m.gpu[name])
         joules = gpu.pop("joules_a_call")

@@ -39,8 +39,8 @@ class Settings:
 
 @dataclass
 class Measurement:
-    """By opponent: seconds of each round, calls a round, peak bytes beyond the inputs, operators or launches, what the
-    GPU did. Bytes that must be read and written, and the operation of PyTorch's that moved as many."""
+    """By opponent: seconds of each round, calls a round, the largest error of a gradient over the largest gradient, peak
+    bytes beyond the inputs, operators or launches, what the GPU did. Bytes that must be read and written, and the operation of PyTorch's that moved as many."""
 
     read: int
     written: int
@@ -48,6 +48,7 @@ class Measurement:
     limit: str
     seconds: dict[str, list[float]] = field(default_factory=dict)
     iterations: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
     operations: dict[str, int] = field(default_factory=dict)
     gpu: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -146,7 +147,7 @@ def prepared(case: Case, name: str, settings: Settings, sets: list[Any], m: Meas
 
     opponent = opponent_of(case, name, settings.quick, settings.graphs)
     metrics.reset()
-    gate(case, opponent, *operands(case, GATED))
+    m.errors[name] = gate(case, name, opponent, *operands(case, GATED))
     theirs = [(arranged(opponent, leaves), data) for leaves, data in sets]
     calls = [caller(case.direction, opponent.function, *some) for some in theirs]
     if case.direction != "forward + backward" or math.prod(case.shape) > GATED:  # it is compiled once more

@@ -83,13 +83,17 @@ VAE_FAST_CLONES void sample(const T* const (&in)[K], const T* noise, int64_t n, 
   for (int64_t i = 0; i < n; ++i) z[i] = in[0][i] + sigma_of(in[1][i]) * noise[i];
 }
 
+// The same, and the divergence's terms with one exponential for both
 template <class Kl, class T, int K>
-VAE_FAST_CLONES void divergence_terms(const T* const (&in)[K], int64_t n, T* terms) {
+VAE_FAST_CLONES void sample_with_terms(const T* const (&in)[K], const T* noise, int64_t n, T* z, T* terms) {
+#pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    T parameters[K], unused[K];
+    T parameters[K];
     for (int k = 0; k < K; ++k) parameters[k] = in[k][i];
+    const T sigma = sigma_of(parameters[1]);
+    z[i] = parameters[0] + sigma * noise[i];
     Kl element{};
-    element.step(0, parameters, T(0), T(1), unused);
+    element.observe(0, parameters, sigma * sigma);
     terms[i] = element.finish(element.sum(0), T(1));
   }
 }
@@ -120,14 +124,12 @@ void forward_unit(Latent<K>& p, const Unit& u) {
   const T* in[K];
   for (int k = 0; k < K; ++k) in[k] = flat(p.parameters[k], u, staged[k]);
   const int64_t first = u.row * p.columns + u.column;
-  if (p.z.data) {
-    T* to = destination(p.z, 0, first, z);
-    sample(in, normals(p.seed, first, u.size(), noise), u.size(), to);
-    if (to == z) store(z, p.z, 0, first, u.size());
-  }
-  if (!p.divergence) return;
-  divergence_terms<Kl>(in, u.size(), terms);
-  row_sums(terms, u, &p.sums[u.row * p.pieces() + u.column / kBlock], p.pieces());
+  const T* eps = normals(p.seed, first, u.size(), noise);
+  T* to = destination(p.z, 0, first, z);
+  if (p.divergence) sample_with_terms<Kl>(in, eps, u.size(), to, terms);
+  else sample(in, eps, u.size(), to);
+  if (to == z) store(z, p.z, 0, first, u.size());
+  if (p.divergence) row_sums(terms, u, &p.sums[u.row * p.pieces() + u.column / kBlock], p.pieces());
 }
 
 template <class Kl, class T, int K>

@@ -17,6 +17,7 @@
 namespace vae_fast {
 
 constexpr int kTogether = 64;  // observations
+constexpr int kLine = 64;      // bytes of a cache line
 constexpr int64_t kTogetherInChunk = 1024;
 
 struct JointRows {
@@ -42,7 +43,10 @@ inline __attribute__((always_inline)) void gather(const Cube& cube, int64_t row,
     for (int64_t c = 0; c < planes; ++c) {
       T* plane = to + c * kTogether;
       const T* from = load(m, c, column, n, plane);
-      if (from != plane) std::copy(from, from + n, plane);
+      if (from != plane) {
+        std::copy(from, from + n, plane);
+        for (int i = 0; i < kTogether; i += kLine / sizeof(T)) __builtin_prefetch(from + kTogether + i);
+      }
       for (int i = n; i % kLanes; ++i) plane[i] = plane[n - 1];
     }
     return;
@@ -62,7 +66,15 @@ inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes
                                                    int64_t column, T* buffer) {
   if (!cube.by_observation()) {
     const Matrix m = cube.planes_of(row);
-    for (int64_t c = 0; c < planes; ++c) store(from + c * kTogether, m, c, column, n);
+    for (int64_t c = 0; c < planes; ++c) {
+      const T* plane = from + c * kTogether;
+      if (T* to = destination<T>(m, c, column, nullptr)) {
+        std::copy(plane, plane + n, to);
+        for (int i = 0; i < kTogether; i += kLine / sizeof(T)) __builtin_prefetch(to + kTogether + i, 1);
+      } else {
+        store(plane, m, c, column, n);
+      }
+    }
     return;
   }
   const Matrix m = cube.observations_of(row);
@@ -78,29 +90,33 @@ inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes
   }
 }
 
-// kLanes observations, from their planes: their values; the gradients in place of the parameters
+// n observations, from their planes: their values; the gradients in place of the parameters. A component meets all of
+// them before the next does, so that no vector waits for what it added last.
 template <class A, bool GRADIENTS, class T>
-inline __attribute__((always_inline)) void close_lanes(const T* options, int64_t planes, T* first,
-                                                       const T (&x)[A::kTargets][kTogether], int from, const T* scale,
-                                                       T* values) {
+inline __attribute__((always_inline)) void close_together(const T* options, int64_t planes, T* first,
+                                                          const T (&x)[A::kTargets][kTogether], int n, const T* scale,
+                                                          T* values) {
   A state(options, planes);
   const int components = state.components;
-  VAE_FAST_BY_LANES
-  for (int lane = 0; lane < kLanes; ++lane) {
+  for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
+  for (int lane = from; lane < from + kLanes; ++lane) {
     T observed[A::kTargets];
-    for (int c = 0; c < A::kTargets; ++c) observed[c] = x[c][from + lane];
+    for (int c = 0; c < A::kTargets; ++c) observed[c] = x[c][lane];
     state.observe(lane, observed);
   }
-  for (int k = 0; k < components; ++k) VAE_FAST_BY_LANES
-  for (int lane = 0; lane < kLanes; ++lane)
-    state.template look<GRADIENTS>(lane, k, Planes<T>{first + from + lane, kTogether});
-  for (int k = 0; k < components; ++k) VAE_FAST_BY_LANES
-  for (int lane = 0; lane < kLanes; ++lane) state.weigh(lane, k, Planes<T>{first + from + lane, kTogether});
-  VAE_FAST_BY_LANES
-  for (int lane = 0; lane < kLanes; ++lane) values[from + lane] = state.close(lane);
-  for (int k = 0; GRADIENTS && k < components; ++k) VAE_FAST_BY_LANES
-  for (int lane = 0; lane < kLanes; ++lane)
-    state.share(lane, k, Planes<T>{first + from + lane, kTogether}, scale[from + lane]);
+  for (int k = 0; k < components; ++k)
+    for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
+  for (int lane = from; lane < from + kLanes; ++lane)
+    state.template look<GRADIENTS>(lane, k, Planes<T>{first + lane, kTogether});
+  for (int k = 0; k < components; ++k)
+    for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
+  for (int lane = from; lane < from + kLanes; ++lane) state.weigh(lane, k, Planes<T>{first + lane, kTogether});
+  for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
+  for (int lane = from; lane < from + kLanes; ++lane) values[lane] = state.close(lane);
+  for (int k = 0; GRADIENTS && k < components; ++k)
+    for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
+  for (int lane = from; lane < from + kLanes; ++lane)
+    state.share(lane, k, Planes<T>{first + lane, kTogether}, scale[lane]);
 }
 
 // Whether n observations are faster one after the other: each takes as long as some 290 parameters more, but no lane is
@@ -126,7 +142,7 @@ inline __attribute__((always_inline)) void close_each(const JointRows& p, int64_
 // One block of one row: its value, unweighted
 template <template <class, int> class Accumulator, class T, bool GRADIENTS>
 VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column, int n, T* planes, T* buffer) {
-  using A = Accumulator<T, kLanes>;
+  using A = Accumulator<T, kTogether>;
   const double weight = p.row_weight(row);
   T options[A::kOptions + 1], x[A::kTargets][kTogether], scale[kTogether], values[kTogether];
   if (weight == 0) {
@@ -149,8 +165,7 @@ VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column
   }
   if (!one_by_one) {
     gather(p.parameters, row, column, n, p.planes, planes, buffer);
-    for (int from = 0; from < n; from += kLanes)
-      close_lanes<A, GRADIENTS>(options, p.planes, planes, x, from, scale, values);
+    close_together<A, GRADIENTS>(options, p.planes, planes, x, n, scale, values);
     if (GRADIENTS) scatter(planes, p.planes, n, p.gradient, row, column, buffer);
   }
   double sum = 0;

@@ -66,15 +66,33 @@ inline __attribute__((always_inline)) T add_lanes(T (&sums)[kLanes]) {
 // Which of an accumulator's functions sees the observations
 enum class Part { kStep, kRest };
 
-// kLanes consecutive observations
-template <bool GRADIENTS, Part PART, class A, class T>
-inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* parameters, const T* x,
-                                                      T* const* gradients, T scale) {
+// How many numbers of an observation that function sees
+template <class A, Part PART>
+constexpr int kSeen = A::kParameters + (PART == Part::kStep ? A::kCarried : 0);
+
+// What the first half of kLanes steps hands on, behind their parameters
+template <class A, class T>
+inline __attribute__((always_inline)) void prepare_lanes(const A& state, const T* const* parameters,
+                                                         T* const* carried) {
 #pragma GCC ivdep
   for (int lane = 0; lane < kLanes; ++lane) {
-    T in[A::kParameters], out[A::kParameters] = {};
+    T in[A::kParameters], out[A::kCarried];
     for (int k = 0; k < A::kParameters; ++k) in[k] = parameters[k][lane];
-    if constexpr (PART == Part::kStep) state.step(lane, in, x[lane], scale, out);
+    state.prepare(in, out);
+    for (int k = 0; k < A::kCarried; ++k) carried[k][lane] = out[k];
+  }
+}
+
+// kLanes consecutive observations
+template <bool GRADIENTS, Part PART, class A, class T>
+inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* seen, const T* x, T* const* gradients,
+                                                      T scale) {
+#pragma GCC ivdep
+  for (int lane = 0; lane < kLanes; ++lane) {
+    T in[kSeen<A, PART>], out[A::kParameters] = {};
+    for (int k = 0; k < kSeen<A, PART>; ++k) in[k] = seen[k][lane];
+    if constexpr (kSeen<A, PART> > A::kParameters) state.complete(lane, in, x[lane], scale, out);
+    else if constexpr (PART == Part::kStep) state.step(lane, in, x[lane], scale, out);
     else state.rest(lane, in, x[lane], scale, out);
     if (GRADIENTS)
       for (int k = 0; k < A::kParameters; ++k) gradients[k][lane] = out[k];
@@ -85,30 +103,45 @@ inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* 
 template <class A, bool GRADIENTS, Part PART, class T>
 inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
                                                         T* const* gradients, T scale, int n) {
-  constexpr int K = A::kParameters;
-  T sums[kLanes] = {};
+  constexpr int K = A::kParameters, S = kSeen<A, PART>;
+  T sums[kLanes] = {}, carried[S - K + 1][kBlock];
   A state = start<A, T>(options, parameters[K - 1][0]);
   const int whole = n - n % kLanes;
+  const auto seen_from = [&](int i, const T*(&seen)[S]) {
+    for (int k = 0; k < S; ++k) seen[k] = (k < K ? parameters[k] : carried[k - K]) + i;
+  };
+  if constexpr (S > K)
+    for (int i = 0; i < whole; i += kLanes) {
+      const T* seen[S];
+      T* to[S - K];
+      seen_from(i, seen);
+      for (int k = K; k < S; ++k) to[k - K] = carried[k - K] + i;
+      prepare_lanes(state, seen, to);
+    }
   for (int i = 0; i < whole; i += kLanes) {
-    const T* in[K];
+    const T* seen[S];
     T* out[K];
-    for (int k = 0; k < K; ++k) in[k] = parameters[k] + i, out[k] = gradients[k] + i;
-    step_lanes<GRADIENTS, PART>(state, in, x + i, out, scale);
+    seen_from(i, seen);
+    for (int k = 0; k < K; ++k) out[k] = gradients[k] + i;
+    step_lanes<GRADIENTS, PART>(state, seen, x + i, out, scale);
   }
   if (whole > 0)
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] = state.sum(lane);
   if (const int rest = n - whole) {
-    T copies[K + 1][kLanes], out[K][kLanes];
-    const T* in[K];
-    T* to[K];
+    T copies[S + 1][kLanes], out[K][kLanes];
+    const T* seen[S];
+    T *to[K], *handed[S - K + 1];
     A tail = start<A, T>(options, parameters[K - 1][0]);
-    for (int k = 0; k < K; ++k) in[k] = copies[k], to[k] = out[k];
+    for (int k = 0; k < S; ++k) seen[k] = copies[k];
+    for (int k = 0; k < K; ++k) to[k] = out[k];
+    for (int k = K; k < S; ++k) handed[k - K] = copies[k];
     for (int lane = 0; lane < kLanes; ++lane) {
       const int from = whole + (lane < rest ? lane : rest - 1);
       for (int k = 0; k < K; ++k) copies[k][lane] = parameters[k][from];
-      copies[K][lane] = x[from];
+      copies[S][lane] = x[from];
     }
-    step_lanes<GRADIENTS, PART>(tail, in, copies[K], to, scale);
+    if constexpr (S > K) prepare_lanes(tail, seen, handed);
+    step_lanes<GRADIENTS, PART>(tail, seen, copies[S], to, scale);
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
     if (GRADIENTS)
       for (int k = 0; k < K; ++k)

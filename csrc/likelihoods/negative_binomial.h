@@ -64,9 +64,12 @@ struct NegativeBinomial : Sum<T, LANES> {
   }
   // The gradients by mu, theta and the library, from those by m and t
   VAE_FAST_FN void spread(const Dispersed<T>& d, T by_m, T by_theta, T& of_mu, T& of_theta, T& of_library) const {
-    of_mu = by_m * (library * choose(log_mu, d.mu, T(1)));
-    of_theta = by_theta * choose(log_theta, d.theta, T(1));
-    of_library = by_m * d.mu;
+    spread(d.mu, d.theta, by_m, by_theta, of_mu, of_theta, of_library);
+  }
+  VAE_FAST_FN void spread(T mu, T theta, T by_m, T by_theta, T& of_mu, T& of_theta, T& of_library) const {
+    of_mu = by_m * (library * choose(log_mu, mu, T(1)));
+    of_theta = by_theta * choose(log_theta, theta, T(1));
+    of_library = by_m * mu;
   }
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[3], T x, T scale, T (&gradients)[3]) {

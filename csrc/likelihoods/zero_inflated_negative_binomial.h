@@ -49,22 +49,34 @@ struct InflatedZero {
 // The logarithm is shared: with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles with each e < 1.
 template <class T, int LANES>
 struct ZeroInflatedNegativeBinomial : NegativeBinomial<T, LANES> {
-  static constexpr int kParameters = 4, kJoined = 120;
+  static constexpr int kParameters = 4, kJoined = 120, kCarried = 5;
   T q[LANES];
 
   VAE_FAST_FN ZeroInflatedNegativeBinomial(const T* options, T library)
       : NegativeBinomial<T, LANES>(options, library), q{} {}
 
-  VAE_FAST_FN void step(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
-    const Dispersed<T> d = this->observe(parameters[0], parameters[1], T(0));  // others are for `rest`
-    const InflatedZero<T> zero(parameters[2], d.zero_nll());
+  // The negative binomial's zero; others are for `rest`
+  VAE_FAST_FN void prepare(const T (&parameters)[4], T (&carried)[5]) const {
+    const Dispersed<T> d = this->observe(parameters[0], parameters[1], T(0));
+    carried[0] = d.zero_nll(), carried[1] = d.zero_slope(), carried[2] = d.deviance;
+    carried[3] = d.mu, carried[4] = d.theta;
+  }
+  VAE_FAST_FN void complete(int lane, const T (&seen)[9], T x, T scale, T (&gradients)[4]) {
+    const T nll = seen[4], slope = seen[5], deviance = seen[6], mu = seen[7], theta = seen[8];
+    const InflatedZero<T> zero(seen[2], nll);
     T sum = zero.nll;
     const T e = choose(x == T(0), below_two(zero.e, sum), T(0));
     this->total[lane] += choose(x == T(0), sum, T(0));
     q[lane] += q[lane] * e + e;
     const T factor = x == T(0) ? scale : T(0), kept = factor * zero.not_dropped;
-    this->spread(d, kept * d.zero_slope(), kept * d.deviance, gradients[0], gradients[1], gradients[3]);
+    this->spread(mu, theta, kept * slope, kept * deviance, gradients[0], gradients[1], gradients[3]);
     gradients[2] = factor * zero.by_logit;
+  }
+  VAE_FAST_FN void step(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
+    T carried[5], seen[9];
+    prepare(parameters, carried);
+    for (int k = 0; k < 9; ++k) seen[k] = k < 4 ? parameters[k] : carried[k - 4];
+    complete(lane, seen, x, scale, gradients);
   }
   VAE_FAST_FN void rest(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
     const Dispersed<T> d = this->observe(parameters[0], parameters[1], x);
