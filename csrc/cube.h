@@ -18,18 +18,7 @@ struct Cube {
   bool by_observation() const { return plane_stride == 1; }
 
  private:
-  char* at(int64_t row) const { return data + row * row_stride * size(); }
-  int64_t size() const {
-    switch (type) {
-      case ScalarType::Double:
-      case ScalarType::Long: return 8;
-      case ScalarType::Float:
-      case ScalarType::Int: return 4;
-      case ScalarType::Byte:
-      case ScalarType::Bool: return 1;
-      default: return 2;
-    }
-  }
+  char* at(int64_t row) const { return data + row * row_stride * size_of(type); }
 };
 
 }  // namespace vae_fast

@@ -32,6 +32,12 @@ struct Planes {
   VAE_FAST_FN T& operator()(int plane) const { return first[plane * stride]; }
 };
 
+// How many planes are staged where a likelihood has so many
+template <class A>
+constexpr int64_t planes_staged(int64_t planes) {
+  return planes + (A::kScratch > 0 ? A::kScratch * (planes / A::kPlanes) : 0);
+}
+
 // A gradient times what it is scaled by, which selects where it is 0
 template <class T>
 VAE_FAST_FN T scaled(T gradient, T scale) {

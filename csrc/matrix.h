@@ -11,6 +11,18 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 
+constexpr int64_t size_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+    case ScalarType::Long: return 8;
+    case ScalarType::Float:
+    case ScalarType::Int: return 4;
+    case ScalarType::Byte:
+    case ScalarType::Bool: return 1;
+    default: return 2;
+  }
+}
+
 struct Matrix {
   char* data = nullptr;  // null: the operand is absent
   ScalarType type = ScalarType::Float;

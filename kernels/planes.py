@@ -275,8 +275,10 @@ def _objective(
 
 
 def _left_to_reference(name: str, parameters: Tensor, x: Tensor) -> bool:
-    """More classes than a tile holds."""
-    return parameters.dim() == 3 and parameters.size(1) > LARGEST * max(JOINT[name].kinds.values())
+    """More components than a tile holds."""
+    kinds = JOINT[name].kinds
+    of_channels = kinds.get(x.size(1) if x.dim() == 3 else 1, max(kinds.values()))
+    return parameters.dim() == 3 and parameters.size(1) > LARGEST * of_channels
 
 
 def nll(name: str, *arguments: Any) -> tuple[Tensor, ...]:

@@ -1,5 +1,7 @@
 """The operators as PyTorch sees them: opcheck, gradcheck, torch.compile, autocast, vmap, functorch."""
 
+import contextlib
+
 import pytest
 import torch
 from operands import DEVICE, leaf
@@ -193,7 +195,7 @@ def test_autocast():
 
 def test_functorch_raises_rather_than_guesses():
     x, mu = torch.rand(B, D), torch.zeros(B, Z)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="plain autograd"):
         torch.func.grad(lambda t: ELBOLoss()(t, x, mu, mu))(torch.randn(B, D))
 
 
@@ -205,6 +207,45 @@ def test_vmap_is_right_or_raises():
     except (RuntimeError, UserWarning):
         return
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("transform", [torch.vmap, lambda f: torch.vmap(torch.vmap(f))], ids=["vmap", "vmap of vmap"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t: vae_fast.bernoulli_nll(t, torch.zeros_like(t)),
+        lambda t: vae_fast.gaussian_kl(t, t),
+        lambda t: vae_fast.reparameterize(t, t, seed=1),
+        lambda t: vae_fast.sample_kl(t, t, seed=1)[1],
+    ],
+)
+def test_gradients_do_not_get_lost_under_vmap(function, transform):
+    """A transform's tensors don't say that gradients are wanted of what they wrap."""
+    with pytest.raises(RuntimeError, match="plain autograd.*reference"):
+        transform(function)(leaf(torch.randn(2, 3, B, D)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32])
+@pytest.mark.parametrize("name, parameters", [("poisson", 1), ("negative_binomial", 2)])
+def test_what_is_below_0_is_no_count(name, parameters, dtype):
+    """NaN, as torch.distributions has it, in the gradients too: -1 for what is missing must not train."""
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    x = torch.tensor([[-1, 0, 3], [2, 1, 0]]).to(dtype)
+    leaves = [leaf(torch.ones(2, 3, dtype=wide)) for _ in range(parameters)]
+    nll = getattr(vae_fast, f"{name}_nll")(*leaves, x)
+    assert nll.isnan().tolist() == [True, False]
+    nll.sum().backward()
+    for t in leaves:
+        assert t.grad.isnan().tolist() == [[True, False, False], [False] * 3]
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (1, 4, 40), (1, 400)], ids=str)
+def test_a_fraction_is_no_class(shape):
+    logits, x = leaf(torch.randn(shape)), torch.full((1, *shape[2:]), 1.5)
+    for backend in (contextlib.nullcontext(), vae_fast.backend("reference")):
+        with backend:
+            assert vae_fast.categorical_nll(logits, x).isnan().all()
+            assert vae_fast.categorical_nll(logits, x.floor()).isfinite().all()
 
 
 def test_inference_mode():

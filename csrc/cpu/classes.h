@@ -58,8 +58,9 @@ inline __attribute__((always_inline)) double weigh_classes(const T* logits, int 
 // -log p(x); the gradient times scale
 template <bool GRADIENTS, class T>
 inline __attribute__((always_inline)) T close_classes(const T* logits, int count, T x, T scale, T* gradient) {
-  const bool there = x >= T(0) && x < T(count);
-  const int at = there ? static_cast<int>(x) : 0, whole = count - count % kLanes, mine = at - at % kLanes;
+  const int nearest = x >= T(0) && x < T(count) ? static_cast<int>(x) : 0;
+  const bool there = x == T(nearest);  // else it is no class
+  const int at = there ? nearest : 0, whole = count - count % kLanes, mine = at - at % kLanes;
   const T top = largest(logits, count), picked = there ? logits[at] : std::numeric_limits<T>::quiet_NaN();
   double others = weigh_classes<GRADIENTS>(logits, 0, std::min(mine, whole), top, gradient) +
                   weigh_classes<GRADIENTS>(logits, mine + kLanes, whole, top, gradient);

@@ -19,10 +19,7 @@ constexpr uintptr_t kLarge = 2 * kHugePage;  // memory that holds a huge page wh
 // into it, in huge pages a fifth of that. Systems have them for those who ask.
 inline void prefer_huge_pages(const Tensor& t) {
 #if defined(__linux__)
-  const ScalarType type = t.scalar_type();
-  const uintptr_t bytes = static_cast<uintptr_t>(t.numel()) * (type == ScalarType::Double  ? 8
-                                                               : type == ScalarType::Float ? 4
-                                                                                           : 2);
+  const auto bytes = static_cast<uintptr_t>(t.numel() * size_of(t.scalar_type()));
   if (bytes < kLarge) return;
   const auto begin = reinterpret_cast<uintptr_t>(t.data_ptr());
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage,

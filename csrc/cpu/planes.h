@@ -2,11 +2,14 @@
 // and the gradients, in one pass.
 //
 // Blocks of kTogether observations are staged as [C][kTogether] in T, so that vectors run over observations whatever the
-// layout; the second pass, over components whose shares are known, finds the staged gradients of the first in the cache.
+// layout; the second pass, over components whose shares are known, finds the staged gradients of the first in the cache,
+// if there are some thousand planes at most.
 // It does not know which likelihood it runs: that is an accumulator's (../joint.h).
 //
 // Sums are the same for any number of threads, as in rows.h.
 #pragma once
+
+#include <memory>
 
 #include "../cube.h"
 #include "../joint.h"
@@ -18,7 +21,7 @@ namespace vae_fast {
 
 constexpr int kTogether = 64;  // observations
 constexpr int kLine = 64;      // bytes of a cache line
-constexpr int64_t kTogetherInChunk = 1024;
+constexpr int64_t kChunkParameters = 1 << 15, kMostInChunk = 1024;
 
 struct JointRows {
   int64_t rows = 0, planes = 0, columns = 0;
@@ -27,7 +30,12 @@ struct JointRows {
   double scale = 1;
   std::vector<double> options, values;  // values: [rows, chunks]
 
-  int64_t chunks() const { return std::max<int64_t>(1, (columns + kTogetherInChunk - 1) / kTogetherInChunk); }
+  // Observations of a row for one thread
+  int64_t in_chunk() const {
+    const int64_t blocks = kChunkParameters / kTogether / std::max<int64_t>(1, planes);
+    return std::clamp<int64_t>(blocks, 1, kMostInChunk / kTogether) * kTogether;
+  }
+  int64_t chunks() const { return std::max<int64_t>(1, (columns + in_chunk() - 1) / in_chunk()); }
   double row_weight(int64_t row) const {
     double w = 1;
     return weight.data ? *load(weight, row, 0, 1, &w) : w;
@@ -90,6 +98,13 @@ inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes
   }
 }
 
+// f(lane) for as many lanes as n observations take, by whole vectors
+template <class F>
+inline __attribute__((always_inline)) void each_lane(int n, const F& f) {
+  for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
+  for (int lane = from; lane < from + kLanes; ++lane) f(lane);
+}
+
 // n observations, from their planes: their values; the gradients in place of the parameters. A component meets all of
 // them before the next does, so that no vector waits for what it added last.
 template <class A, bool GRADIENTS, class T>
@@ -98,25 +113,18 @@ inline __attribute__((always_inline)) void close_together(const T* options, int6
                                                           T* values) {
   A state(options, planes);
   const int components = state.components;
-  for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
-  for (int lane = from; lane < from + kLanes; ++lane) {
+  const auto planes_of = [=](int lane) { return Planes<T>{first + lane, kTogether}; };
+  each_lane(n, [&](int lane) {
     T observed[A::kTargets];
     for (int c = 0; c < A::kTargets; ++c) observed[c] = x[c][lane];
     state.observe(lane, observed);
-  }
+  });
   for (int k = 0; k < components; ++k)
-    for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
-  for (int lane = from; lane < from + kLanes; ++lane)
-    state.template look<GRADIENTS>(lane, k, Planes<T>{first + lane, kTogether});
-  for (int k = 0; k < components; ++k)
-    for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
-  for (int lane = from; lane < from + kLanes; ++lane) state.weigh(lane, k, Planes<T>{first + lane, kTogether});
-  for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
-  for (int lane = from; lane < from + kLanes; ++lane) values[lane] = state.close(lane);
+    each_lane(n, [&](int lane) { state.template look<GRADIENTS>(lane, k, planes_of(lane)); });
+  for (int k = 0; k < components; ++k) each_lane(n, [&](int lane) { state.weigh(lane, k, planes_of(lane)); });
+  each_lane(n, [&](int lane) { values[lane] = state.close(lane); });
   for (int k = 0; GRADIENTS && k < components; ++k)
-    for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
-  for (int lane = from; lane < from + kLanes; ++lane)
-    state.share(lane, k, Planes<T>{first + lane, kTogether}, scale[lane]);
+    each_lane(n, [&](int lane) { state.share(lane, k, planes_of(lane), scale[lane]); });
 }
 
 // Whether n observations are faster one after the other: each takes as long as some 290 parameters more, but no lane is
@@ -178,19 +186,19 @@ VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column
 template <template <class, int> class Accumulator, class T>
 Work work_on(JointRows& p) {
   using A = Accumulator<T, kLanes>;
-  const int64_t chunks = p.chunks();
+  const int64_t chunks = p.chunks(), in_chunk = p.in_chunk();
   p.values.assign(p.rows * chunks, 0.);
   const auto run_units = [=, &p](int64_t begin, int64_t end) {
-    std::vector<T> planes(p.planes * (1 + A::kScratch) * kTogether);
-    std::vector<T> buffer(std::max<int64_t>(p.planes, A::kTargets) * kSquare);
+    const std::unique_ptr<T[]> planes(new T[planes_staged<A>(p.planes) * kTogether]);
+    const std::unique_ptr<T[]> buffer(new T[std::max<int64_t>(p.planes, A::kTargets) * kSquare]);
     for (int64_t u = begin; u < end; ++u) {
-      const int64_t row = u / chunks, first = u % chunks * kTogetherInChunk;
-      const int64_t last = std::min(p.columns, first + kTogetherInChunk);
+      const int64_t row = u / chunks, first = u % chunks * in_chunk;
+      const int64_t last = std::min(p.columns, first + in_chunk);
       for (int64_t column = first; column < last; column += kTogether) {
         const int n = static_cast<int>(std::min<int64_t>(kTogether, last - column));
         p.values[u] += p.gradient.data
-                           ? run_block<Accumulator, T, true>(p, row, column, n, planes.data(), buffer.data())
-                           : run_block<Accumulator, T, false>(p, row, column, n, planes.data(), buffer.data());
+                           ? run_block<Accumulator, T, true>(p, row, column, n, planes.get(), buffer.get())
+                           : run_block<Accumulator, T, false>(p, row, column, n, planes.get(), buffer.get());
       }
     }
   };

@@ -9,12 +9,6 @@ namespace vae_fast {
 constexpr int kTilesByWarp = 8;   // of one observation a warp, that are worth a sum of their own
 constexpr int kLeastByWarp = 64;  // planes, one after the other, that are worth a warp
 
-// How a likelihood's planes are tiled
-template <class A>
-constexpr int planes_staged(int planes) {
-  return planes + (A::kScratch > 0 ? A::kScratch * (planes / A::kPlanes) : 0);
-}
-
 // Accumulator, or Other where that is for x's number of channels
 template <template <class, int> class Accumulator, template <class, int> class Other>
 class JointProgram {
@@ -100,8 +94,8 @@ class JointProgram {
     values_.allocate(objective, place, with_loss);
     if (kl) objective.kl = static_cast<float*>(kl->data_ptr());
     const int threads = by_warp ? 32 * term.together : kTileThreads;
-    const int bytes =
-        4 * (by_warp ? term.planes * term.together : planes_staged<Lanes>(term.planes) * (term.together + 1));
+    const int bytes = 4 * static_cast<int>(by_warp ? term.planes * term.together
+                                                   : planes_staged<Lanes>(term.planes) * (term.together + 1));
     if constexpr (Lanes::kSingle)
       if (by_warp) return launch<L, P, true>(name, device, term, threads, bytes);
     launch<L, P, false>(name, device, term, threads, bytes);

@@ -52,8 +52,7 @@ inline bool shared_by_row(const Tensor& parameter, const Tensor& x) {
 
 // Whether rows of m can be read `vector` elements at a time: aligned, one after the other
 inline bool in_vectors(const Matrix& m, int vector) {
-  const bool bytes = m.type == ScalarType::Byte || m.type == ScalarType::Bool;
-  const int64_t size = m.type == ScalarType::Float || m.type == ScalarType::Int ? 4 : bytes ? 1 : 2;
+  const int64_t size = size_of(m.type);
   const auto address = reinterpret_cast<uintptr_t>(m.data);
   return m.column_stride == 1 && address % (vector * size) == 0 && m.row_stride % vector == 0;
 }

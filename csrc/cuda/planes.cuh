@@ -15,9 +15,9 @@
 
 namespace vae_fast {
 
-constexpr int kTileThreads = 64;      // of a block, and the most observations of a tile
-constexpr int kTileBytes = 48 << 10;  // of shared memory
-constexpr int kTileBlocks = 8;        // on a multiprocessor, at least
+constexpr int kTileThreads = 64;             // of a block, and the most observations of a tile
+constexpr int kTileBytes = (48 << 10) - 64;  // of shared memory, which a block's sums are in too
+constexpr int kTileBlocks = 8;               // on a multiprocessor, at least
 
 struct JointTerm {
   Cube parameters, x, gradient;  // the gradient may be absent
@@ -140,6 +140,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   using A = Accumulator<float, 1>;
   extern __shared__ float staged[];
   __shared__ float warps[kTileThreads / 32];
+  static_assert(kTileBytes + sizeof(warps) <= 48 << 10, "more shared memory than a block has without asking");
   const int split = blockIdx.y, together = term.together, threads = blockDim.x;
   const int mine = BY_WARP ? threadIdx.x / 32 : threadIdx.x;
   const bool writes = BY_WARP ? threadIdx.x % 32 == 0 : true;

@@ -72,7 +72,7 @@ VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T dif
   return bin;
 }
 
-// The logarithm is shared as Bernoulli's is: 1 + q is at most 8.1.
+// The logarithm is shared as Bernoulli's is: 1 + q is at most 8.2.
 template <class T, int LANES>
 struct DiscretizedLogistic : Defaults {
   static constexpr int kParameters = 2, kOptions = 3, kJoined = 40;

@@ -5,8 +5,10 @@
 // in the form in which no terms cancel (Loader 2000), with r = (x - m)/(t + m), v = t (m - x)/(x (t + m)),
 // L(v) = v - log1p(v) and Stirling's remainder S (../gamma.h):
 //
-//   x > 0:  t L(r) + x L(v) + 1/2 log(2 pi x (x + t)/t) + S(t) + S(x) - S(x + t)        x = 0:  t [L(r) - r]
+//   x >= 1:  t L(r) + x L(v) + 1/2 log(2 pi x (x + t)/t) + S(t) + S(x) - S(x + t)        x = 0:  t [L(r) - r]
 //   d/dm = t (m - x)/(m (m + t))        d/dt = L(r) - x/(2 t (x + t)) + S'(t) - S'(x + t);  at x = 0 L(r)
+//
+// For 0 < x < 1 p(x) is had from p(x + 1); for x < 0 all are NaN.
 #pragma once
 
 #include "poisson.h"
@@ -63,9 +65,6 @@ struct NegativeBinomial : Sum<T, LANES> {
     return {exp_if(log_mu, mu), exp_if(log_theta, theta), library, x};
   }
   // The gradients by mu, theta and the library, from those by m and t
-  VAE_FAST_FN void spread(const Dispersed<T>& d, T by_m, T by_theta, T& of_mu, T& of_theta, T& of_library) const {
-    spread(d.mu, d.theta, by_m, by_theta, of_mu, of_theta, of_library);
-  }
   VAE_FAST_FN void spread(T mu, T theta, T by_m, T by_theta, T& of_mu, T& of_theta, T& of_library) const {
     of_mu = by_m * (library * choose(log_mu, mu, T(1)));
     of_theta = by_theta * choose(log_theta, theta, T(1));
@@ -76,21 +75,23 @@ struct NegativeBinomial : Sum<T, LANES> {
     const Dispersed<T> d = observe(parameters[0], parameters[1], T(0));  // others are for `rest`
     const T factor = x == T(0) ? scale : T(0);
     this->total[lane] += choose(x == T(0), d.zero_nll(), T(0));
-    spread(d, factor * d.zero_slope(), factor * d.deviance, gradients[0], gradients[1], gradients[2]);
+    spread(d.mu, d.theta, factor * d.zero_slope(), factor * d.deviance, gradients[0], gradients[1], gradients[2]);
   }
   VAE_FAST_FN void rest(int lane, const T (&parameters)[3], T x, T scale, T (&gradients)[3]) {
+    x = counted(x);
     const Dispersed<T> d = observe(parameters[0], parameters[1], x);
     T by_m, by_theta, added[3];
     this->total[lane] += d.nll(x, by_m, by_theta);
-    spread(d, scale * by_m, scale * by_theta, added[0], added[1], added[2]);
+    spread(d.mu, d.theta, scale * by_m, scale * by_theta, added[0], added[1], added[2]);
     for (int k = 0; k < 3; ++k) gradients[k] += added[k];
   }
   VAE_FAST_FN void whole(int lane, const T (&parameters)[3], T x, T scale, T (&gradients)[3]) {
+    x = counted(x);
     const Dispersed<T> d = observe(parameters[0], parameters[1], x);
     T nll = d.zero_nll(), by_m = d.zero_slope(), by_theta = d.deviance;
     if (x != T(0)) nll = d.nll(x, by_m, by_theta);
     this->total[lane] += nll;
-    spread(d, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[2]);
+    spread(d.mu, d.theta, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[2]);
   }
 };
 

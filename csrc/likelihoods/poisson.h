@@ -1,6 +1,6 @@
 // Poisson: -log p(x | m) = m - x log m + log x!, m the mean, in the form in which no terms cancel (Loader 2000):
 //
-//   x > 0:  x L(m/x - 1) + 1/2 log(2 pi x) + S(x)        x = 0:  m
+//   x >= 1:  x L(m/x - 1) + 1/2 log(2 pi x) + S(x)        x = 0:  m        0 < x < 1:  from x + 1        x < 0:  NaN
 //
 // with L(v) = v - log1p(v) and Stirling's remainder S (../gamma.h); d/dm = (m - x)/m, d/dlog m = m - x.
 #pragma once
@@ -9,6 +9,12 @@
 #include "../gamma.h"
 
 namespace vae_fast {
+
+// x, if it is a count at all
+template <class T>
+VAE_FAST_FN T counted(T x) {
+  return choose(x < T(0), T(NAN), x);
+}
 
 // x, but x + 1 for fractions below 1, where Stirling's series ends: p(x) = p(x + 1) times a quotient
 template <class T>
@@ -33,11 +39,13 @@ struct Poisson : Sum<T, LANES> {
   }
   VAE_FAST_FN void rest(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
     const T m = mean(parameters[0]);
+    x = counted(x);
     this->total[lane] += of_other(m, x);
-    gradients[0] += choose(log_rate, T(0), scale * quotient(m - x, m));
+    gradients[0] += choose(log_rate, x - x, scale * quotient(m - x, m));  // x - x: 0, or NaN
   }
   VAE_FAST_FN void whole(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
     const T m = mean(parameters[0]);
+    x = counted(x);
     T nll = m;
     if (x != T(0)) nll = of_other(m, x);
     this->total[lane] += nll;

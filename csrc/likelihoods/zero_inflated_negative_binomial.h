@@ -1,7 +1,7 @@
 // Zero-inflated negative binomial: x is 0 with probability sigmoid(l), l = pi the logit of dropout, else negative
 // binomial (negative_binomial.h), whose own zeros have probability e^-n:
 //
-//   x > 0:  softplus(l) + NB(x)        x = 0:  -log(1 - a) = -log(sigmoid(l) + sigmoid(-l) e^-n)
+//   x >= 1:  softplus(l) + NB(x)        x = 0:  -log(1 - a) = -log(sigmoid(l) + sigmoid(-l) e^-n)
 //
 // with a = sigmoid(-l)(1 - e^-n): whichever says it without loss is used. At x = 0, with 1 - rho the probability that the
 // zero is the negative binomial's: d/dl = -sigmoid(l) a/(1 - a), and NB's gradients times 1 - rho.
@@ -23,7 +23,8 @@ VAE_FAST_FN double below_two(double e, double& sum) {
   return 0.;
 }
 
-// A zero: -log(1 - a) = log1p(e), e = a/(1 - a)
+// A zero: -log(1 - a) = nll + log1p(e) with e = a/(1 - a) and nll = 0; where both of its causes are rarer than e^-20,
+// 1 - a = e^-lift mixed, nll = lift - ln 2 and e = 2/mixed - 1
 template <class T>
 struct InflatedZero {
   static constexpr T kDeep = sizeof(T) == 4 ? 20 : 60;
@@ -79,13 +80,15 @@ struct ZeroInflatedNegativeBinomial : NegativeBinomial<T, LANES> {
     complete(lane, seen, x, scale, gradients);
   }
   VAE_FAST_FN void rest(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
+    x = counted(x);
     const Dispersed<T> d = this->observe(parameters[0], parameters[1], x);
     T by_m, by_theta, added[4];
     add_other(lane, parameters[2], d.nll(x, by_m, by_theta), scale, added[2]);
-    this->spread(d, scale * by_m, scale * by_theta, added[0], added[1], added[3]);
+    this->spread(d.mu, d.theta, scale * by_m, scale * by_theta, added[0], added[1], added[3]);
     for (int k = 0; k < 4; ++k) gradients[k] += added[k];
   }
   VAE_FAST_FN void whole(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
+    x = counted(x);
     const Dispersed<T> d = this->observe(parameters[0], parameters[1], x);
     T by_m, by_theta;
     if (x == T(0)) {
@@ -99,7 +102,7 @@ struct ZeroInflatedNegativeBinomial : NegativeBinomial<T, LANES> {
     } else {
       add_other(lane, parameters[2], d.nll(x, by_m, by_theta), scale, gradients[2]);
     }
-    this->spread(d, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[3]);
+    this->spread(d.mu, d.theta, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[3]);
   }
   // NB's nll with softplus(l) = max(l, 0) + log1p(e^-|l|)
   VAE_FAST_FN void add_other(int lane, T l, T nll, T scale, T& by_logit) {

@@ -75,7 +75,7 @@ def _log_half(v):
 
 @triton.jit
 def discretized_logistic(state, parameters, x, factor, ONE: tl.constexpr, OPTIONS: tl.constexpr):
-    """The logarithm is shared as Bernoulli's is: 1 + q is at most 8.1."""
+    """The logarithm is shared as Bernoulli's is: 1 + q is at most 8.2."""
     linear, q = state
     mean, log_scale = parameters
     centre = level_centre(x, OPTIONS[0], OPTIONS[1], OPTIONS[2])

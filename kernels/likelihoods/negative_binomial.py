@@ -2,8 +2,10 @@
 no terms cancel (Loader 2000), with r = (x - m)/(t + m), v = t (m - x)/(x (t + m)), L(v) = v - log1p(v) and Stirling's
 remainder S:
 
-x > 0: t L(r) + x L(v) + 1/2 log(2 pi x (x + t)/t) + S(t) + S(x) - S(x + t)        x = 0: t [L(r) - r]
+x >= 1: t L(r) + x L(v) + 1/2 log(2 pi x (x + t)/t) + S(t) + S(x) - S(x + t)        x = 0: t [L(r) - r]
 d/dm = t (m - x)/(m (m + t))        d/dt = L(r) - x/(2 t (x + t)) + S'(t) - S'(x + t); at x = 0 L(r)
+
+For 0 < x < 1 p(x) is had from p(x + 1); for x < 0 all are NaN.
 """
 
 import triton
@@ -12,6 +14,7 @@ import triton.language as tl
 from vae_fast.kernels.accumulator import Accumulator, as_it_is, sum_of_one
 from vae_fast.kernels.fastmath import LN_2, PI, exp, lg2, log1p_minus, rcp
 from vae_fast.kernels.gamma import stirling_and_slope, stirling_from_one
+from vae_fast.kernels.likelihoods.poisson import counted
 
 SMALLEST = tl.constexpr(1.1754943508222875e-38)
 
@@ -72,6 +75,7 @@ def by_parameters(mu, theta, library, by_m, by_theta, OPTIONS: tl.constexpr):
 def negative_binomial(state, parameters, x, factor, ONE: tl.constexpr, OPTIONS: tl.constexpr):
     library = parameters[2]
     mu, theta, m = mean_and_dispersion(parameters[0], parameters[1], library, OPTIONS)
+    x = counted(x)
     zero, inverse, deviance, r = of_zero(m, theta, x)
     some = of_others(m, theta, x, inverse, deviance, r)
     at_zero = x == 0

@@ -1,6 +1,6 @@
 """Poisson: -log p(x | m) = m - x log m + log x!, m the mean, in the form in which no terms cancel (Loader 2000):
 
-x > 0: x L(m/x - 1) + 1/2 log(2 pi x) + S(x)        x = 0: m
+x >= 1: x L(m/x - 1) + 1/2 log(2 pi x) + S(x)        x = 0: m        0 < x < 1: from x + 1        x < 0: NaN
 
 with L(v) = v - log1p(v) and Stirling's remainder S; d/dm = (m - x)/m, d/dlog m = m - x.
 """
@@ -13,6 +13,12 @@ from vae_fast.kernels.fastmath import LN_2, PI, exp, lg2, log1p_minus, rcp
 from vae_fast.kernels.gamma import stirling_from_one
 
 NEUTRAL = tl.constexpr(-1e30)
+
+
+@triton.jit
+def counted(x):
+    """x, if it is a count at all"""
+    return tl.where(x < 0, float("nan"), x)
 
 
 @triton.jit
@@ -29,6 +35,7 @@ def poisson(state, parameters, x, factor, ONE: tl.constexpr, OPTIONS: tl.constex
         m = exp(rate)
     else:
         m = tl.where(rate == NEUTRAL, 0.0, rate)
+    x = counted(x)
     y = above_one(x)
     inverse = rcp(y)
     share = m * inverse

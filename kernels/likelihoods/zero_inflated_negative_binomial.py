@@ -1,7 +1,7 @@
 """Zero-inflated negative binomial: x is 0 with probability sigmoid(l), l = pi the logit of dropout, else negative
 binomial, whose own zeros have probability e^-n:
 
-x > 0: softplus(l) + NB(x)        x = 0: -log(1 - a) = log1p(e), a = sigmoid(-l)(1 - e^-n), e = a/(1 - a)
+x >= 1: softplus(l) + NB(x)        x = 0: -log(1 - a) = log1p(e), a = sigmoid(-l)(1 - e^-n), e = a/(1 - a)
 
 At x = 0, with 1 - rho the probability that the zero is the negative binomial's: d/dl = -sigmoid(l) e, and NB's
 gradients times 1 - rho.
@@ -14,6 +14,7 @@ from vae_fast.kernels.accumulator import Accumulator, as_it_is
 from vae_fast.kernels.fastmath import LN_2, LOG2_E, ex2, expm1_minus, rcp
 from vae_fast.kernels.likelihoods.bernoulli import bernoulli_fold
 from vae_fast.kernels.likelihoods.negative_binomial import by_parameters, mean_and_dispersion, of_others, of_zero
+from vae_fast.kernels.likelihoods.poisson import counted
 
 DEEP = tl.constexpr(20.0)
 
@@ -50,6 +51,7 @@ def zero_inflated_negative_binomial(state, parameters, x, factor, ONE: tl.conste
     total, q = state
     logit, library = parameters[2], parameters[3]
     mu, theta, m = mean_and_dispersion(parameters[0], parameters[1], library, OPTIONS)
+    x = counted(x)
     zero, inverse, deviance, r = of_zero(m, theta, x)
     some = of_others(m, theta, x, inverse, deviance, r)
     side = ex2(tl.abs(logit) * -LOG2_E)

@@ -19,7 +19,7 @@ namespace {
 
 // Added to an address, this gives one that no processor has: a host that reads a GPU's memory ends here too
 constexpr uintptr_t kDeviceSpace = uintptr_t{1} << 60;
-constexpr size_t kSharedWithoutAsking = 48 << 10;
+constexpr size_t kSharedWithoutAsking = (48 << 10) - 32;  // less what kernels declare of it for themselves
 constexpr const char* kKey = "PrivateUse1";
 
 struct Region {

@@ -66,6 +66,14 @@ def test_elbo(name, options, backend, poisoned):
 
 
 @ONE_OF_EACH
+def test_as_many_classes_as_shared_memory_holds(backend):
+    with on(backend) as (operators, made):
+        for classes in (6144, 12272):
+            cases.categorical(1, 1, F32, True, classes).check(operators)
+    assert len(made) == 2
+
+
+@ONE_OF_EACH
 @LAYOUTS
 def test_a_class_that_is_not_there_gives_nan(last, backend):
     for classes, width in ((7, 40), (1000, 1)):

@@ -19,6 +19,7 @@ LIBRARY = torch.library.Library("vae_fast", "DEF")
 _FALLBACK = torch.library.Library("vae_fast_reference", "DEF")
 _FOLDER = Path(__file__).resolve().parent.parent
 NO_FLOAT64 = "the kernels for GPUs don't compute in float64"
+TOO_MANY = "the kernels for GPUs hold no more planes, or classes, of an observation"
 _AUTOGRAD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
 
 
@@ -33,7 +34,7 @@ def define(schema: str, fake: Callable[..., Any], reference: Callable[..., Any])
     torch.library.register_fake(f"vae_fast::{name}", fake, lib=LIBRARY)
     LIBRARY.impl(name, _announced(reference), "CompositeExplicitAutograd")
     _FALLBACK.define(schema)
-    _FALLBACK.impl(name, _announced(reference, NO_FLOAT64), "CompositeExplicitAutograd")
+    _FALLBACK.impl(name, _announced(reference, _left_to_reference), "CompositeExplicitAutograd")
     return getattr(torch.ops.vae_fast, name).default
 
 
@@ -49,10 +50,18 @@ def recording(function: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _announced(reference: Callable[..., Any], reason: str | None = None) -> Callable[..., Any]:
+def _left_to_reference(tensors: list[Tensor]) -> str:
+    """Why kernels have left these to the reference."""
+    return NO_FLOAT64 if any(t.dtype is torch.float64 for t in tensors) else TOO_MANY
+
+
+def _announced(
+    reference: Callable[..., Any], reason: Callable[[list[Tensor]], str] | None = None
+) -> Callable[..., Any]:
     @functools.wraps(reference)
     def kernel(*args: Any) -> Any:
-        announce(next(a.device for a in args if isinstance(a, Tensor)).type, reason)
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        announce(tensors[0].device.type, reason and reason(tensors))
         return reference(*args)
 
     return kernel

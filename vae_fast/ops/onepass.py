@@ -19,6 +19,7 @@ from vae_fast.ops import triton_backend
 from vae_fast.ops.library import define
 
 _ONCE = "vae_fast's operators differentiate once; for create_graph use vae_fast.backend('reference')"
+_PLAIN = "vae_fast's operators have gradients in plain autograd; in torch.func's use vae_fast.backend('reference')"
 
 
 def differentiates_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -41,10 +42,18 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     if forward_ad._current_level >= 0:
         return True
     if torch.is_grad_enabled():
+        transformed = torch._C._are_functorch_transforms_active()
         for t in tensors:
-            if t is not None and t.requires_grad:
+            if t is not None and (t.requires_grad or (transformed and _inside(t).requires_grad)):
                 return True
     return False
+
+
+def _inside(t: Tensor) -> Tensor:
+    """The tensor that a transform, such as vmap, has wrapped; the wrapper doesn't say whether it requires grad."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(t) and not t.requires_grad:
+        t = torch._C._functorch.get_unwrapped(t)
+    return t
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class OnePassOperator:
 
 
 class Function(torch.autograd.Function):
-    """torch's, called without its Python wrapper, 2 microseconds that only functorch's transforms need.
+    """torch's, called without its Python wrapper, 2 microseconds that only functorch's transforms need: these raise.
 
     Skipped is `unwrap_dead_wrappers`: a tensor that has outlived its transform is an error of the caller's.
     """
@@ -88,7 +97,7 @@ class Function(torch.autograd.Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
+            raise RuntimeError(_PLAIN)
         return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 

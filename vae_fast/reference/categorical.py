@@ -10,7 +10,7 @@ def categorical(logits: Tensor, x: Tensor) -> Tensor:
     """-log p(x | l) = log sum_k e^l_k - l_x. logits [B, C, N], x [B, N] the classes; NaN, the gradient too, where x is
     none of the C."""
     index = x.long()
-    valid = (index >= 0) & (index < logits.shape[1])
+    valid = (index >= 0) & (index < logits.shape[1]) & (index == x)
     picked = torch.log_softmax(logits, 1).gather(1, torch.where(valid, index, 0).unsqueeze(1)).squeeze(1)
     return torch.where(valid, -1.0, math.nan) * picked
 
