@@ -38,7 +38,7 @@ GATED = 1024  # rows that the float64 network sees at a time
 LOSS_TOLERANCE = 1e-5  # relative: float32 sums of millions of terms
 GRADIENT_TOLERANCE = 4  # times what float32 costs eager PyTorch, or a plain sum over the batch
 EAGER_TOLERANCE = 1e-4, 1e-2  # of a parameter's largest gradient; on a GPU, where cuDNN convolves in TF32
-ROUNDS = 15  # of steps that are taken apart
+ROUNDS = 7  # of steps that are taken apart
 # Dynamo looks at the .grad of what it is handed, logits too
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 Forward = Callable[["VAE", Tensor], tuple[Tensor, Tensor]]

@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vae_fast")
     group.addoption("--table", metavar="PATH", type=Path, help="write the benchmarks' tables to PATH")
     group.addoption("--grid", choices=("short", "full"), default="short", help="which shapes and dtypes to compare at")
-    group.addoption("--seconds", type=float, default=1.5, help="of rounds, a case (default: 1.5)")
+    group.addoption("--seconds", type=float, default=1.0, help="of rounds, a case (default: 1)")
     group.addoption(
         "--cache", choices=("warm", "cold"), default="warm", help="the same buffers again, or others in turn"
     )

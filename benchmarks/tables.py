@@ -17,8 +17,8 @@ CAPTIONS = {
     "`gaussian_nll` or of a loss scaler, costs another pass over the gradients.",
     "Times": "Medians and quartiles, ms. Limit: an operation of PyTorch's that moves as many bytes, on float32 arrays; "
     "its result fresh, as gradients are, or with out= in memory used before.",
-    "Accuracy": "The largest error of a gradient over the largest gradient, held against the float64 reference; in half "
-    "precision the rounding of the gradient itself, up to 3.9e-3 in bfloat16, is in it.",
+    "Accuracy": "The largest error of a gradient over the largest gradient, held against the float64 reference; in "
+    "half precision the rounding of the gradient itself, up to 3.9e-3 in bfloat16, is in it.",
     "Memory": "The most that a call holds beyond its inputs, MiB, with outputs and gradients.",
     "Operations": "Operators of PyTorch's dispatched in a call, those inside others left out, with the loops that "
     "Inductor wrote.",
@@ -63,7 +63,7 @@ def setting(about: dict[str, Any]) -> str:
         return "Run once, at the smallest size: NOT a measurement."
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
-        f"{about['processor']}, {about['threads']} threads; Python {about['python']}, {versions}. Medians of 15 to 400 "
+        f"{about['processor']}, {about['threads']} threads; Python {about['python']}, {versions}. Medians of 7 to 400 "
         f"rounds in one process, in each of which every opponent runs.\n\n    {about['command']}"
     )
 

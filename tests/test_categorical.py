@@ -12,6 +12,7 @@ from vae_fast import ELBOLoss, reference
 
 # (B, C, N): fewer and more classes and observations than vectors and blocks have lanes; one observation a row
 SHAPES = [(1, 1, 1), (3, 2, 70), (5, 7, 37), (2, 33, 130), (37, 10, 1), (4, 300, 3), (3, 1000, 1), (2, 1100, 65)]
+CLASSES = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint16, torch.uint8, torch.bool, torch.float32]
 LAYOUTS = {
     "planes": lambda t: t,
     "classes last": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
@@ -25,7 +26,7 @@ LAYOUTS = {
 def expected(logits, x, mask=None, incoming=None):
     """(nll, sum of the terms' magnitudes, gradient) in float64."""
     logits = wide(logits)
-    terms = reference.categorical(logits, x)
+    terms = reference.categorical(logits, x.long())
     terms = terms if mask is None else torch.where(mask, terms, 0)
     nll = terms.sum(1)
     (gradient,) = torch.autograd.grad(nll, logits, torch.ones_like(nll) if incoming is None else incoming.double())
@@ -63,7 +64,7 @@ def test_the_gradient_lies_as_the_logits_do():
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
-@pytest.mark.parametrize("of_x", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32], ids=str)
+@pytest.mark.parametrize("of_x", CLASSES, ids=str)
 @pytest.mark.parametrize("layout", ["planes", "classes last"])
 def test_dtypes(dtype, of_x, layout):
     logits = leaf(LAYOUTS[layout](torch.randn(5, 9, 37)).to(dtype))
@@ -185,13 +186,14 @@ def test_elbo(dtype, reduction):
     assert_gradients([logits.grad, mu.grad, logvar.grad], [wide_logits.grad, wide_mu.grad, wide_logvar.grad], 24, 1e-6)
 
 
-def test_validation_names_the_range():
+@pytest.mark.parametrize("of_x", [torch.uint8, torch.uint16, torch.int8, torch.int16], ids=str)
+def test_validation_names_the_range(of_x):
     loss = ELBOLoss("categorical", validate_args=True)
     logits, q = torch.zeros(2, 4, 3), (torch.zeros(2, 1), torch.zeros(2, 1))
-    x = torch.tensor([[0, 1, 2], [3, 3, 9]], dtype=torch.uint8)
+    x = torch.tensor([[0, 1, 2], [3, 3, 9]], dtype=of_x)
     with pytest.raises(ValueError, match=r"ELBOLoss: x must lie in \[0, 3\], got values from 0 to 9"):
         loss(logits, x, *q)
-    loss(logits, x, *q, mask=x < 4)
+    loss(logits, x, *q, mask=x.long() < 4)
 
 
 ERRORS = {

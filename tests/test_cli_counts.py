@@ -119,7 +119,8 @@ def test_bad_matrices(refused: Callable[..., None], here: Path, name: str) -> No
 
 def test_bad_files_of_counts(refused: Callable[..., None], here: Path) -> None:
     fit = ("fit", "--likelihood", "negative_binomial", "--data")
-    refused("--data digits: expected a matrix of counts [N, D]: a .npy, a .npz or an AnnData .h5ad", *fit[:3])
+    refused("--data digits, the default, are images; --likelihood is one of counts: expected a matrix", *fit[:3])
+    refused("--data x.csv: expected a matrix of counts [N, D]: a .npy, a .npz or an AnnData .h5ad", *fit, "x.csv")
     refused("--data nosuch.npz: no such file", *fit, "nosuch.npz")
     np.savez("keys.npz", y=np.ones(4))
     refused("expected counts under one of x, counts, X, data, arr_0; got y", *fit, "keys.npz")
@@ -225,6 +226,28 @@ def test_h5ad_as_anndata_writes_it(here: Path) -> None:
         read_counts("bad.h5ad")
 
 
+def test_classes_where_there_are_none(refused: Callable[..., None], here: Path) -> None:
+    x, _ = cells(20)
+    np.save("cells.npy", x)
+    scipy.sparse.save_npz("sparse.npz", scipy.sparse.csr_matrix(x))
+    fit = ("fit", "--likelihood", ZINB, "--labels", "kind", "--data")
+    refused("--labels kind: only .npz and .h5ad files have classes, got cells.npy", *fit, "cells.npy")
+    refused("--labels kind: SciPy's sparse .npz files have no classes, got sparse.npz", *fit, "sparse.npz")
+
+
+def test_counts_without_their_likelihood(refused: Callable[..., None], here: Path) -> None:
+    hint = "; for counts choose their likelihood, --likelihood zero_inflated_negative_binomial, say"
+    x = np.arange(240).reshape(20, 12)
+    np.savez("small.npz", x=x)
+    refused(f"use --network mlp{hint}", "fit", "--data", "small.npz")
+    np.save("large.npy", 2 * x)
+    refused(f"or integers in [0, 255]{hint}", "fit", "--data", "large.npy")
+    scipy.sparse.save_npz("sparse.npz", scipy.sparse.csr_matrix(x))
+    refused(hint, "fit", "--data", "sparse.npz")
+    np.save("images.npy", np.full((20, 9, 9), 300))
+    refused("or integers in [0, 255]\n", "fit", "--data", "images.npy")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of eight epochs on simulated cells."""
@@ -273,6 +296,9 @@ def test_test_and_sample_of_counts(
     np.save("more.npy", cells(50, seed=1)[0])
     assert command("test", *best, "--data", "more.npy", "--k", 0) == 0
     assert "5 test observations of more.npy" in capsys.readouterr().out
+    np.savez("named.npz", x=cells(50, seed=1)[0], kind=np.arange(50) % 2)
+    assert command("test", *best, "--data", "named.npz", "--labels", "kind", "--k", 0) == 0
+    refused("--labels nosuch: named.npz has x, kind", "test", *best, "--data", "named.npz", "--labels", "nosuch")
     np.save("other.npy", data[:, :39])
     refused("--data other.npy: 39 columns; the checkpoint was trained on 40", "test", *best, "--data", "other.npy")
 

@@ -113,8 +113,36 @@ def test_a_run_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert metrics(tmp_path / "runs/vae/version_1")[:4] == metrics(run)
 
 
+@pytest.mark.parametrize("likelihood", LEVELS)
+def test_floats_are_cut_into_256_levels_too(tmp_path: Path, likelihood: str) -> None:
+    x = torch.from_numpy(bars(20)[0])
+    np.save(tmp_path / "floats.npy", (x.float() / 255).numpy())
+    data = VAEData(str(tmp_path / "floats.npy"), **data_form(likelihood, 256))
+    assert torch.equal(data.observations.x, x[:, None])
+    assert model_of(likelihood, (1, 12, 10), levels=256).vae.loss(data.observations.x).isfinite()
+
+
+def test_components_are_a_mixture_s(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    args = ("--data", write_bars(tmp_path), "--run_dir", tmp_path, "--epochs", 1, *SMALL)
+    mixture = "discretized_logistic_mixture"
+    assert command("fit", "--components", 10, *args) == 2
+    assert f"--components 10: is for {mixture}; got --likelihood bernoulli" in capsys.readouterr().err
+    assert command("fit", "--likelihood", mixture, *args) == 0
+    last = tmp_path / "version_0/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["hyper_parameters"]["components"] == 10
+    assert command("fit", "--ckpt_path", last, *args[:4], "--epochs", 2, "--components", 10, *SMALL[-2:]) == 0
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_floats_of_another_dtype_than_the_networks(tmp_path: Path, precision: str) -> None:
+    np.save(tmp_path / "floats.npy", (bars(20)[0] / 255).astype(np.float32))
+    args = ("--data", tmp_path / "floats.npy", "--run_dir", tmp_path, "--epochs", 1, *SMALL)
+    assert command("fit", "--trainer.precision", precision, *args) == 0
+    assert (tmp_path / "version_0/reconstructions.png").is_file()
+
+
 def test_data_without_levels_stay_as_they_are() -> None:
-    assert data_form("discretized_logistic", None)["quantise"] is None
+    assert data_form("gaussian", None)["quantise"] is None
     assert data_form("categorical", None)["quantise"] == 16
     data = VAEData("digits", **data_form("categorical", 2))
     assert data.observations.x.unique().tolist() == [0, 1] and data.shift == 1

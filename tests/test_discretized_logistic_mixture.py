@@ -300,6 +300,52 @@ def test_samples_and_mean(channels):
     assert torch.allclose(draws.mean(2, keepdim=True), mean, atol=1.0)
 
 
+def brute_force(parameters, channels, levels, form):
+    """E[x], [channels, N], of the probabilities of all colours."""
+    colours = torch.cartesian_prod(*[torch.arange(float(levels)).double()] * channels).reshape(-1, channels, 1)
+    each = parameters.expand(len(colours), -1, -1)
+    at = colours.expand(-1, -1, parameters.shape[2])
+    units = {"x_low": 0.0, "x_high": levels - 1.0}
+    p = torch.exp(-reference.discretized_logistic_mixture(each, at, channels=channels, levels=levels, **units))
+    value = form["x_low"] + at * ((form["x_high"] - form["x_low"]) / (levels - 1))
+    return (p.unsqueeze(1) * value).sum(0)
+
+
+@pytest.mark.parametrize("x_low, x_high", [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)])
+@pytest.mark.parametrize("log_scales", [(-6.0, -3.0), (-3.0, 1.0)], ids=str)
+def test_the_mean_of_greys_is_exact(x_low, x_high, log_scales):
+    parameters, _ = mixture(1, 3, 1, 20, log_scales)
+    parameters, form = parameters.double(), {"x_low": x_low, "x_high": x_high}
+    mean = reference.discretized_logistic_mixture_mean(parameters, channels=1.0, **form)
+    torch.testing.assert_close(mean[0], brute_force(parameters, 1, 256, form), rtol=1e-9, atol=1e-9)
+    one = torch.tensor([0.0, 0.9, -0.5]).reshape(1, 3, 1)  # half of it beyond the last level
+    mean = reference.discretized_logistic_mixture_mean(one, channels=1.0)
+    assert mean.item() == pytest.approx(0.55343, abs=1e-4)
+    torch.testing.assert_close(mean, reference.discretized_logistic_mean(one[:, 1:2], one[:, 2:]))
+
+
+def test_the_mean_of_colours():
+    """Red's exact; green's and blue's near, where scales are small beside the coefficients' slopes."""
+    parameters, _ = mixture(3, 2, 1, 10, (-3.0, -1.0))
+    parameters, form = parameters.double(), {"x_low": 0.0, "x_high": 1.0}
+    mean = reference.discretized_logistic_mixture_mean(parameters, levels=12.0, **form)[0]
+    true = brute_force(parameters, 3, 12, form)
+    torch.testing.assert_close(mean[0], true[0], rtol=1e-9, atol=1e-9)
+    assert (mean - true).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_mean_has_gradients_and_keeps_little_for_them(channels):
+    parameters, _ = mixture(channels, 2, 1, 3, (-2.0, 0.0))
+    parameters = wide(parameters)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        reference.discretized_logistic_mixture_mean(parameters, channels=channels)
+    assert len(kept) < 100  # of 255 levels of each channel
+    form = {"channels": float(channels), "levels": 5.0}
+    assert torch.autograd.gradcheck(lambda p: reference.discretized_logistic_mixture_mean(p, **form), (parameters,))
+
+
 def test_samples_have_the_probabilities():
     parameters, _ = mixture(3, 2, 1, 1, (-1.0, 0.0))
     form = {"channels": 3.0, "levels": 3.0, "x_low": 0.0, "x_high": 2.0}
@@ -359,7 +405,10 @@ ERRORS = {
         r"x must have shape \[2, 3, 4\] beside parameters of shape \[2, 20, 4\], got \[2, 3, 5\]",
     ),
     "levels": (lambda: call(levels=1), "levels must be an integer, at least 2, got 1"),
-    "range": (lambda: call(x_range=(1.0, 0.0)), "x_low must be below x_high, got 1.0, 0.0"),
+    "range": (
+        lambda: call(x_range=(1.0, 0.0)),
+        r"x_range must be \(low, high\), finite numbers, low below high, got \(1.0, 0.0\)",
+    ),
     "compat": (lambda: call(compat="vdvae"), r"compat must be one of pixelcnn\+\+, nvae, got 'vdvae'"),
 }
 

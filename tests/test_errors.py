@@ -16,6 +16,7 @@ def elbo(recon=L, x=X, mu=M, logvar=M, likelihood="bernoulli", **options):
     return ELBOLoss(likelihood, **options)(recon, x, mu, logvar, **keywords)
 
 
+MIXTURE = "discretized_logistic_mixture"
 PUBLIC = ", ".join(entry.name for entry in LIKELIHOODS.values() if entry.public)
 CASES = {
     "shapes of mu and logvar": (
@@ -213,6 +214,178 @@ CASES = {
         ValueError,
         "ELBOLoss: x must lie in [0, 1], got values from nan to nan",
     ),
+    "infinite counts": (
+        lambda: elbo(x=X * torch.inf, likelihood="poisson", validate_args=True),
+        ValueError,
+        "ELBOLoss: x must be finite whole numbers, got inf among them",
+    ),
+    "fractions of counts": (
+        lambda: elbo(x=X, recon=(L, L), likelihood="negative_binomial", validate_args=True),
+        ValueError,
+        "ELBOLoss: x must be finite whole numbers, got 0.5 among them",
+    ),
+    "fractions of classes": (
+        lambda: elbo(x=X[:, :2], recon=L.reshape(B, 3, 2), likelihood="categorical", validate_args=True),
+        ValueError,
+        "ELBOLoss: x must be finite whole numbers, got 0.5 among them",
+    ),
+    "a class too high": (
+        lambda: elbo(
+            x=torch.full((B, 2), 3).to(torch.uint16),
+            recon=L.reshape(B, 3, 2),
+            likelihood="categorical",
+            validate_args=True,
+        ),
+        ValueError,
+        "ELBOLoss: x must lie in [0, 2], got values from 3 to 3",
+    ),
+    "levels of integers": (
+        lambda: elbo(
+            x=torch.full((B, D), 300).to(torch.uint16),
+            recon=(L, L),
+            likelihood="discretized_logistic",
+            validate_args=True,
+        ),
+        ValueError,
+        "ELBOLoss: x must lie in [0, 255], got values from 300 to 300",
+    ),
+    "dtype of levels": (
+        lambda: vae_fast.discretized_logistic_nll(L, 0.0, X.to(torch.int16)),
+        TypeError,
+        "discretized_logistic_nll: x must be a level: floating point, int32, int64, uint16, uint8 or bool, got int16",
+    ),
+    "dtype of classes": (
+        lambda: vae_fast.categorical_nll(L, X[:, 0].to(torch.uint32)),
+        TypeError,
+        "categorical_nll: x must be a class: floating point, int8, int16, int32, int64, uint16, uint8 or bool, "
+        "got uint32",
+    ),
+    "a list of thetas": (
+        lambda: vae_fast.negative_binomial_nll(L, [1.0, 2.0, 3.0], X),
+        TypeError,
+        "negative_binomial_nll: theta must be a number or a tensor, got list",
+    ),
+    "no theta": (
+        lambda: vae_fast.negative_binomial_nll(L, None, X),
+        TypeError,
+        "negative_binomial_nll: theta must be a number or a tensor, got NoneType",
+    ),
+    "no scale": (
+        lambda: vae_fast.laplace_nll(L, X, log_scale=None),
+        TypeError,
+        "laplace_nll: log_scale must be a number or a tensor, got NoneType",
+    ),
+    "a word for a scale": (
+        lambda: vae_fast.discretized_logistic_nll(L, "a", X),
+        TypeError,
+        "discretized_logistic_nll: log_scale must be a number or a tensor, got str",
+    ),
+    "a list of totals": (
+        lambda: vae_fast.negative_binomial_nll(L, 1.0, X, library=[5, 3]),
+        TypeError,
+        "negative_binomial_nll: library must be a number or a tensor, got list",
+    ),
+    "a word for a total": (
+        lambda: vae_fast.zero_inflated_negative_binomial_nll(L, 1.0, L, X, library="5"),
+        TypeError,
+        "zero_inflated_negative_binomial_nll: library must be a number or a tensor, got str",
+    ),
+    "recon with nothing": (
+        lambda: elbo(recon=(L, None), likelihood="gaussian"),
+        TypeError,
+        "ELBOLoss: logvar must be a number or a tensor, got NoneType",
+    ),
+    "x_range": (
+        lambda: vae_fast.discretized_logistic_nll(L, 0.0, X, x_range=255),
+        ValueError,
+        "discretized_logistic_nll: x_range must be (low, high), finite numbers, low below high, got 255",
+    ),
+    "x_range of three": (
+        lambda: vae_fast.discretized_logistic_nll(L, 0.0, X, x_range=(0, 1, 3)),
+        ValueError,
+        "discretized_logistic_nll: x_range must be (low, high), finite numbers, low below high, got (0, 1, 3)",
+    ),
+    "infinite x_range": (
+        lambda: ELBOLoss("discretized_logistic", x_range=(-torch.inf, torch.inf)),
+        ValueError,
+        "ELBOLoss: x_range must be (low, high), finite numbers, low below high, got (-inf, inf)",
+    ),
+    "levels as a word": (
+        lambda: vae_fast.discretized_logistic_nll(L, 0.0, X, levels="256"),
+        ValueError,
+        "discretized_logistic_nll: levels must be an integer, at least 2, got '256'",
+    ),
+    "infinite levels": (
+        lambda: vae_fast.discretized_logistic_mixture_nll(L[..., None], X, levels=torch.inf),
+        ValueError,
+        "discretized_logistic_mixture_nll: levels must be an integer, at least 2, got inf",
+    ),
+    "no levels": (
+        lambda: ELBOLoss("discretized_logistic", levels=None),
+        ValueError,
+        "ELBOLoss: levels must be an integer, at least 2, got None",
+    ),
+    "one level": (
+        lambda: ELBOLoss("discretized_logistic_mixture", levels=1),
+        ValueError,
+        "ELBOLoss: levels must be an integer, at least 2, got 1",
+    ),
+    "fractions of levels": (
+        lambda: ELBOLoss("discretized_logistic_mixture", levels=2.5),
+        ValueError,
+        "ELBOLoss: levels must be an integer, at least 2, got 2.5",
+    ),
+    "two channels": (
+        lambda: ELBOLoss("discretized_logistic_mixture", channels=2),
+        ValueError,
+        "ELBOLoss: channels must be one of 1, 3, got 2",
+    ),
+    "compat": (
+        lambda: ELBOLoss("discretized_logistic_mixture", compat="foo"),
+        ValueError,
+        "ELBOLoss: compat must be one of pixelcnn++, nvae, got 'foo'",
+    ),
+    "a word for a flag": (
+        lambda: ELBOLoss("negative_binomial", log_mu="yes"),
+        TypeError,
+        "ELBOLoss: log_mu must be True or False, got 'yes'",
+    ),
+    "a flag of a function": (
+        lambda: vae_fast.poisson_nll(L, X, log_rate=None),
+        TypeError,
+        "poisson_nll: log_rate must be True or False, got None",
+    ),
+    "option of another": (
+        lambda: ELBOLoss("discretized_logistic", x_low=0.0),
+        TypeError,
+        "ELBOLoss: likelihood 'discretized_logistic' has the options levels, x_range, compat, got 'x_low'",
+    ),
+    "option of none": (
+        lambda: ELBOLoss("bernoulli", levels=2),
+        TypeError,
+        "ELBOLoss: likelihood 'bernoulli' has no options, got 'levels'",
+    ),
+    "a word for beta": (
+        lambda: ELBOLoss("poisson", beta="a"),
+        TypeError,
+        "ELBOLoss: beta must be a number or a 0-dim floating point tensor without grad, got str",
+    ),
+    "no classes": (
+        lambda: vae_fast.categorical_nll(torch.zeros(2, 0, 3), torch.zeros(2, 3)),
+        ValueError,
+        "categorical_nll: logits must have a class at least, got shape [2, 0, 3], [B, C, ...]",
+    ),
+    "x without channels": (
+        lambda: vae_fast.discretized_logistic_mixture_nll(torch.zeros(2, 30), torch.zeros(2), channels_last=True),
+        ValueError,
+        "discretized_logistic_mixture_nll: x must have shape [B, ..., channels], got [2]",
+    ),
+    "grey images of a mixture": (
+        lambda: elbo(x=torch.zeros(B, 1, 4, 4), recon=torch.zeros(B, 30, 4, 4), likelihood=MIXTURE),
+        ValueError,
+        "ELBOLoss: x must have shape [4, 3, 4, 4] beside recon of shape [4, 30, 4, 4], got [4, 1, 4, 4]; "
+        "for images of 1 channel pass channels=1",
+    ),
     "backend": (
         lambda: vae_fast.backend("gpu").__enter__(),
         ValueError,
@@ -259,6 +432,11 @@ def test_validation_is_off_by_default_and_accepts_the_support():
     for x in (X, (X * 255).to(torch.uint8), X > 0, torch.zeros(B, D), torch.ones(B, D)):
         elbo(x=x, validate_args=True)
     elbo(x=X * 1e6, likelihood="gaussian", validate_args=True)
+    for dtype in (torch.uint16, torch.int32, torch.uint8, torch.float32, torch.bfloat16):
+        elbo(x=(X * 6).to(dtype), likelihood="poisson", validate_args=True)
+        elbo(x=(X * 6).to(dtype), recon=(L, L), likelihood="discretized_logistic", x_range=(0, 3), validate_args=True)
+    fractions = torch.linspace(-1, 1, D).expand(B, D)
+    elbo(x=fractions, recon=(L, L), likelihood="discretized_logistic", validate_args=True)
 
 
 def test_validation_looks_only_at_what_counts():

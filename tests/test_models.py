@@ -157,6 +157,8 @@ def test_a_library_is_for_counts():
         VAE(TwoHeads(), nn.Linear(Z, D), library=1.0)
     with pytest.raises(ValueError, match="VAE: library must be positive, got 0"):
         counted(library=0.0)
+    with pytest.raises(TypeError, match="VAE: library must be a number, got str"):
+        counted(library="a")
     with pytest.raises(ValueError, match=r"made with VAE\(\.\.\., library=\)"):
         bernoulli().decode(torch.zeros(1, Z), library=3.0)
 
@@ -201,6 +203,146 @@ def test_log_evidence_is_above_the_elbo_and_grows():
     assert bounds[0] == pytest.approx(elbo.item(), abs=0.2)
     assert bounds[0] < bounds[1] < bounds[2]
     assert not model.log_evidence(x, 3).requires_grad
+
+
+class Exact(nn.Module):
+    """The posterior of z ~ N(m, e^v) given x ~ N(z, 1)."""
+
+    def __init__(self, mean, logvar):
+        super().__init__()
+        self.mean, self.precision = mean, torch.exp(-logvar)
+
+    def forward(self, x):
+        total = (1 + self.precision).expand(x.shape)
+        return (x + self.mean * self.precision) / total, -total.log()
+
+
+@pytest.mark.parametrize("shape", [(), (Z,), (B, Z)], ids=["one", "dimension", "row"])
+@pytest.mark.parametrize("kl", ["analytic", "monte_carlo"])
+def test_the_prior_is_the_model_s(shape, kl):
+    """z ~ N(m, e^v), x ~ N(z, 1): log p(x) is known, and every importance weight is it."""
+    prior = 2 * torch.randn(shape) + 3, torch.randn(shape)
+    model = VAE(Exact(*prior), nn.Identity(), likelihood="gaussian", prior=prior, kl=kl)
+    x = torch.randn(B, Z)
+    true = torch.distributions.Normal(prior[0], torch.sqrt(1 + prior[1].exp())).log_prob(x).sum(1)
+    torch.testing.assert_close(model.log_evidence(x, 5, chunk=2), true, rtol=1e-4, atol=1e-4)
+    if len(shape) == 2:
+        with pytest.raises(ValueError, match=r"VAE.sample: prior mu must broadcast to the shape of mu, \[2, 3\]"):
+            model.sample(2)
+        return
+    z = model.sample(50_000, generator=torch.Generator(DEVICE).manual_seed(1))
+    std = torch.exp(prior[1] / 2).expand(Z)
+    torch.testing.assert_close(z.mean(0), prior[0].expand(Z), rtol=0, atol=5 * std.max().item() / 50_000**0.5)
+    torch.testing.assert_close(z.std(0), std, rtol=0.02, atol=0)
+
+
+def test_the_monte_carlo_kl_is_of_the_decoder_s_z():
+    model, x = VAE(TwoHeads(), nn.Linear(Z, D), kl="monte_carlo"), torch.rand(B, D)
+    out = model(x)
+    assert torch.equal(out.kl, functional.monte_carlo_kl(out.z, out.mu, out.logvar).detach())
+
+
+CONSTANTS = {
+    "bernoulli": [0.3],
+    "continuous_bernoulli": [1.5],
+    "gaussian": [0.25, -1.0],
+    "laplace": [0.25, -1.0],
+    "discretized_logistic": [0.25, -2.0],
+    "discretized_logistic_mixture": [0.0, 0.25, -2.0],
+    "poisson": [1.0],
+    "negative_binomial": [3.0, 2.0],
+    "zero_inflated_negative_binomial": [3.0, 2.0, -1.0],
+}
+
+
+class Parts(nn.Module):
+    """[B, n] as n tensors."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+
+    def forward(self, parameters):
+        return parameters if self.n == 1 else parameters.chunk(self.n, 1)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["cast", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("likelihood", CONSTANTS)
+def test_draws_in_half_precision(likelihood, dtype, autocast):
+    """The decoder's numbers are coarse; means and draws made of them are not."""
+    numbers = torch.tensor(CONSTANTS[likelihood])
+    decoder = nn.Linear(Z, len(numbers))
+    with torch.no_grad():
+        decoder.weight.zero_()
+        decoder.bias.copy_(numbers)
+    if likelihood == "discretized_logistic_mixture":
+        head, options = nn.Unflatten(1, (-1, 1)), {"channels": 1}
+    else:
+        head, options = Parts(len(numbers)), {}
+    model = VAE(TwoHeads(), nn.Sequential(decoder, head), likelihood=likelihood, latent_dim=Z, **options)
+    model = model if autocast else model.to(dtype)
+    with torch.no_grad(), torch.autocast(DEVICE.type, dtype, enabled=autocast):
+        mean, draws = model.sample(1), model.sample(20_000, mean=False)
+    assert mean.dtype == draws.dtype == torch.float32 and draws.isfinite().all()
+    error = (draws.mean(0) - mean[0]).abs().item()
+    assert error <= 5 * draws.std().item() / 20_000**0.5
+    if likelihood in ("gaussian", "laplace", "continuous_bernoulli"):
+        assert draws.unique().numel() > 15_000
+
+
+@pytest.mark.parametrize("of_model", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("of_x", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True], ids=["cast", "autocast"])
+def test_the_encoder_has_x_in_its_dtype_the_loss_as_it_is(of_model, of_x, autocast):
+    model, x = bernoulli(TwoHeads()).to(of_model), torch.rand(B, D).to(of_x)
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast and of_model == torch.float32):
+        out = model(x)
+        assert torch.equal(out.nll, functional.bernoulli_nll(out.recon, x).detach())
+        assert model.reconstruct(x).shape == (B, D) and model.log_evidence(x, 2).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("output", "kind", "got"),
+    [
+        (lambda x: (x,), TypeError, r"\(Tensor\)"),
+        (lambda x: (x, x, x), TypeError, r"\(Tensor, Tensor, Tensor\)"),
+        (lambda x: (x, None), TypeError, r"\(Tensor, NoneType\)"),
+        (lambda x: None, TypeError, "NoneType"),
+        (lambda x: x[:, 0], ValueError, r"shape \[6\]"),
+    ],
+)
+def test_what_an_encoder_may_return(output, kind, got):
+    class Encoder(nn.Module):
+        def forward(self, x):
+            return output(x)
+
+    expected = r"VAE: the encoder must return \(mu, logvar\) or one tensor \[B, 2 Z\], got "
+    with pytest.raises(kind, match=expected + got):
+        bernoulli(Encoder()).loss(torch.rand(B, D))
+
+
+def test_what_a_decoder_may_return():
+    model = counted()
+    model.decoder.forward = lambda z: None
+    with pytest.raises(TypeError, match=r"ELBOLoss: recon must be a tuple \(mu, theta, pi, .* got NoneType"):
+        model(torch.ones(B, D))
+
+
+@pytest.mark.parametrize(
+    ("library", "kind", "message"),
+    [
+        (torch.ones(3), ValueError, r"library must be one number a row, of shape \[4\], got \[3\]"),
+        (-1.0, ValueError, "library must be finite and not negative, got -1"),
+        (torch.tensor([1.0, 2.0, torch.inf, 3.0]), ValueError, "library must be finite and not negative, got inf"),
+        (torch.tensor(torch.nan), ValueError, "library must be finite and not negative, got nan"),
+        ("5", TypeError, "library must be a number or a tensor, got str"),
+    ],
+    ids=str,
+)
+def test_bad_totals(library, kind, message):
+    with pytest.raises(kind, match="VAE: " + message):
+        counted().decode(torch.zeros(4, Z), library=library)
 
 
 def test_training_lowers_the_loss_and_the_state_loads():

@@ -221,7 +221,7 @@ def test_vmap_is_right_or_raises():
 )
 def test_gradients_do_not_get_lost_under_vmap(function, transform):
     """A transform's tensors don't say that gradients are wanted of what they wrap."""
-    with pytest.raises(RuntimeError, match="plain autograd.*reference"):
+    with pytest.raises(RuntimeError, match=r"plain autograd.*reference"):
         transform(function)(leaf(torch.randn(2, 3, B, D)))
 
 

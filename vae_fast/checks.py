@@ -1,10 +1,16 @@
 """Checks of arguments: each error names the function, the argument, what came and what was expected."""
 
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
 import torch
 from torch import Tensor
 
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INTEGERS = (torch.int32, torch.int64, torch.uint16)  # that counts come in
+SMALL_INTEGERS = (torch.int8, torch.int16)  # that classes come in besides
 
 
 def floating(owner: str, name: str, t: Tensor) -> None:
@@ -29,13 +35,26 @@ def same_device(owner: str, a: str, first: Tensor, b: str, second: Tensor) -> No
 
 def planes(owner: str, name: str, p: Tensor, x: Tensor, channels: int | None) -> None:
     """p is [B, C, ...] and x [B, ...], or [B, channels, ...]."""
-    if p.dim() < 2:
-        raise ValueError(f"{owner}: {name} must have shape [B, C, ...], got {list(p.shape)}")
+    second_axis(owner, name, p, "[B, C, ...]")
     expected = [p.shape[0], *([] if channels is None else [channels]), *p.shape[2:]]
-    if list(x.shape) != expected:
-        raise ValueError(
-            f"{owner}: x must have shape {expected} beside {name} of shape {list(p.shape)}, got {list(x.shape)}"
-        )
+    if list(x.shape) == expected:
+        return
+    got = list(x.shape)
+    other = channels is not None and x.dim() > 1 and x.shape[1] in (1, 3) and [got[0], channels, *got[2:]] == expected
+    hint = f"; for images of {got[1]} channel{'s' * (got[1] > 1)} pass channels={got[1]}" if other else ""
+    raise ValueError(f"{owner}: x must have shape {expected} beside {name} of shape {list(p.shape)}, got {got}{hint}")
+
+
+def second_axis(owner: str, name: str, t: Tensor, form: str) -> None:
+    """t has a second dimension."""
+    if t.dim() < 2:
+        raise ValueError(f"{owner}: {name} must have shape {form}, got {list(t.shape)}")
+
+
+def classes(owner: str, name: str, p: Tensor) -> None:
+    """p, [B, C, ...], has classes."""
+    if p.shape[1] == 0:
+        raise ValueError(f"{owner}: {name} must have a class at least, got shape {list(p.shape)}, [B, C, ...]")
 
 
 def mixture(owner: str, name: str, planes: int, channels: int) -> None:
@@ -47,13 +66,16 @@ def mixture(owner: str, name: str, planes: int, channels: int) -> None:
         raise ValueError(f"{owner}: {name} must have {each} M planes for {channels} channels of x, got {planes}")
 
 
-def target(owner: str, x: Tensor, counts: bool = False) -> None:
+def target(owner: str, x: Tensor, kind: str) -> None:
+    """x is of a dtype that numbers of that kind come in: "intensity", "count", "level" or "class"."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner}: x must be a tensor, got {type(x).__name__}")
-    if x.dtype not in (*_FLOATING, torch.uint8, torch.bool, *(_INTEGERS if counts else ())):
+    integers = {"intensity": (), "class": (*SMALL_INTEGERS, *_INTEGERS)}.get(kind, _INTEGERS)
+    if x.dtype not in (*_FLOATING, torch.uint8, torch.bool, *integers):
+        names = "".join(f"{str(dtype)[6:]}, " for dtype in integers)
         expected = (
-            "a count: floating point, int32, int64, uint16, uint8 or bool"
-            if counts
+            f"a {kind}: floating point, {names}uint8 or bool"
+            if integers
             else "floating point, bool or uint8 (an intensity, x/255)"
         )
         raise TypeError(f"{owner}: x must be {expected}, got {str(x.dtype)[6:]}")
@@ -125,12 +147,54 @@ def pair(owner: str, prior: object) -> None:
 def beta(owner: str, value: float | Tensor) -> None:
     """A number or a 0-dim tensor, not negative, without grad."""
     if not isinstance(value, Tensor):
+        if not is_number(value):
+            expected = "a number or a 0-dim floating point tensor without grad"
+            raise TypeError(f"{owner}: beta must be {expected}, got {type(value).__name__}")
         if not value >= 0:
             raise ValueError(f"{owner}: beta must not be negative, got {value:g}")
         return
     if value.dim() != 0 or not value.is_floating_point() or value.requires_grad:
         got = f"{str(value.dtype)[6:]} {list(value.shape)}" + (" that requires grad" if value.requires_grad else "")
         raise ValueError(f"{owner}: beta must be a number or a 0-dim floating point tensor without grad, got {got}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """A number of Python's or NumPy's."""
+    return isinstance(value, int | float) or isinstance(value, numbers.Real)
+
+
+def number(owner: str, name: str, value: object) -> float:
+    """A parameter that is no tensor."""
+    if not is_number(value):
+        raise TypeError(f"{owner}: {name} must be a number or a tensor, got {type(value).__name__}")
+    return value
+
+
+def flag(owner: str, name: str, value: Any) -> float:
+    """True or False, as a number."""
+    if not is_number(value) or value not in (0, 1):
+        raise TypeError(f"{owner}: {name} must be True or False, got {value!r}")
+    return float(value)
+
+
+def levels(owner: str, value: object) -> float:
+    """How many levels there are."""
+    if not is_number(value) or not 2 <= value < math.inf or value != round(value):
+        raise ValueError(f"{owner}: levels must be an integer, at least 2, got {value!r}")
+    return float(value)
+
+
+def x_range(owner: str, value: Any) -> tuple[float, float]:
+    """(lowest, highest) level."""
+    pair = isinstance(value, tuple | list) and len(value) == 2 and all(map(is_number, value))
+    if not pair or not -math.inf < value[0] < value[1] < math.inf:
+        raise ValueError(f"{owner}: x_range must be (low, high), finite numbers, low below high, got {value!r}")
+    return float(value[0]), float(value[1])
+
+
+def one_of(owner: str, name: str, value: Any, expected: Sequence[Any]) -> None:
+    if not isinstance(value, str | int | float) or value not in expected:
+        raise ValueError(f"{owner}: {name} must be one of {', '.join(map(str, expected))}, got {value!r}")
 
 
 def support(
@@ -140,14 +204,15 @@ def support(
     high: float,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
-    counts: bool = False,
+    kind: str = "intensity",
 ) -> None:
-    """Every x that counts lies in the likelihood's support, no weight is negative. On a GPU, waits for it."""
+    """Every x that counts lies in the likelihood's support: of counts and classes, whole numbers; no weight is
+    negative. `kind`: as for `target`. On a GPU, waits for it."""
     if weight is not None:
         not_negative(owner, weight)
-    if x.dtype in (torch.uint8, torch.bool) and not counts:
+    if x.dtype in (torch.uint8, torch.bool) and kind == "intensity":
         return
-    x = x.detach()
+    x = x.to(torch.int32) if x.dtype == torch.uint16 else x.detach()  # which torch has no minimum of
     if weight is not None:
         x = x[weight != 0]
         mask = mask if mask is None else mask.expand(len(weight), *x.shape[1:])[weight != 0]
@@ -158,3 +223,12 @@ def support(
     least, most = (float(v) for v in torch.aminmax(x))
     if not (low <= least and most <= high):
         raise ValueError(f"{owner}: x must lie in [{low:g}, {high:g}], got values from {least:g} to {most:g}")
+    if kind in ("count", "class") and x.is_floating_point():
+        whole(owner, x)
+
+
+def whole(owner: str, x: Tensor) -> None:
+    """x holds finite whole numbers."""
+    others = x[~(torch.isfinite(x) & (x == x.round()))]
+    if others.numel():
+        raise ValueError(f"{owner}: x must be finite whole numbers, got {others[0].item():g} among them")

@@ -233,10 +233,9 @@ def discretized_logistic_nll(
 
     Returns [B] in nats, float32 (float64 for float64 means).
     """
-    entry = LIKELIHOODS["discretized_logistic"]
-    options = _levels(levels, x_range, compat)
-    names = ("discretized_logistic_nll", *entry.parameters)
-    return nll(entry, names, (mean, log_scale), x, weight, mask, options)
+    entry, owner = LIKELIHOODS["discretized_logistic"], "discretized_logistic_nll"
+    options = entry.chosen(owner, {"levels": levels, "x_range": x_range, "compat": compat})
+    return nll(entry, (owner, *entry.parameters), (mean, log_scale), x, weight, mask, options)
 
 
 def categorical_nll(
@@ -249,8 +248,9 @@ def categorical_nll(
     Arguments:
         logits: [B, C, ...] with class_dim=1 as in `cross_entropy`, [B, ..., C] with class_dim=-1; of C classes. Neither
             order is copied, and the gradient lies as the logits do.
-        x: [B, ...] the classes, 0 to C - 1, of any integer dtype. A class out of that range, where no mask hides it,
-            makes its row's value and its own gradient NaN; `ELBOLoss(validate_args=True)` raises.
+        x: [B, ...] the classes, 0 to C - 1: int64, int32, uint8, uint16 or bool, as they are; int8 and int16, copied
+            to int32; or whole numbers in floating point. A class out of that range, where no mask hides it, makes its
+            row's value and its own gradient NaN; `ELBOLoss(validate_args=True)` raises.
         weight, mask: as for `bernoulli_nll`; the mask has x's shape.
 
     Returns [B] in nats, float32 (float64 for float64 logits).
@@ -295,19 +295,15 @@ def discretized_logistic_mixture_nll(
     Returns [B] in nats, float32 (float64 for float64 parameters).
     """
     entry, owner = LIKELIHOODS["discretized_logistic_mixture"], "discretized_logistic_mixture_nll"
+    options = entry.chosen(owner, {"levels": levels, "x_range": x_range, "compat": compat})
     checks.floating(owner, "parameters", parameters)
-    checks.target(owner, x, entry.counts)
+    checks.target(owner, x, entry.kind)
+    checks.second_axis(owner, "parameters", parameters, "[B, ..., C]" if channels_last else "[B, C, ...]")
+    checks.second_axis(owner, "x", x, "[B, ..., channels]" if channels_last else "[B, channels, ...]")
     if channels_last:
         parameters, x = parameters.movedim(-1, 1), x.movedim(-1, 1)
-    channels = x.shape[1] if x.dim() > 1 else 0
-    options = {"channels": channels, **_levels(levels, x_range, compat)}
+    options = {"channels": x.shape[1], **options}
     return nll(entry, (owner, "parameters"), (parameters,), x, weight, mask, options)
-
-
-def _levels(levels: int, x_range: tuple[float, float], compat: str | None) -> Options:
-    """Options of what has levels."""
-    options: Options = {"levels": levels, "x_low": x_range[0], "x_high": x_range[1]}
-    return options if compat is None else {**options, "compat": compat}
 
 
 def poisson_nll(
@@ -325,7 +321,7 @@ def poisson_nll(
     Returns [B] in nats, float32 (float64 for float64 rates).
     """
     entry = LIKELIHOODS["poisson"]
-    options = {"log_rate": float(log_rate)}
+    options = entry.chosen("poisson_nll", {"log_rate": log_rate})
     return nll(entry, ("poisson_nll", *entry.parameters), (rate,), x, weight, mask, options)
 
 
@@ -343,8 +339,9 @@ def negative_binomial_nll(
     """-log p(x|z) of independent negative binomial variables, summed over features.
 
     log Gamma(t) + log x! - log Gamma(x + t) + t log(1 + m/t) + x log(1 + t/m) for each, of mean m and variance
-    m + m^2/t, in the form in which nothing cancels (Loader 2000): right to 1e-6 for t from 1e-4 to 1e8, where it is
-    Poisson's.
+    m + m^2/t, in the form in which nothing cancels (Loader 2000): for t from 1e-4 to 1e8, where it is Poisson's, each
+    is right to 1e-6 of its terms' magnitudes. A mean or t given by its logarithm is as right as float32's exponential:
+    its last bit, 2e-7, times m - x counts. docs/numerics.md has the bounds of gradients.
 
     Arguments:
         mu: [B, ...] the mean, before the library; its logarithm with log_mu=True.
@@ -356,10 +353,10 @@ def negative_binomial_nll(
 
     Returns [B] in nats, float32 (float64 for float64 parameters).
     """
-    entry = LIKELIHOODS["negative_binomial"]
+    entry, owner = LIKELIHOODS["negative_binomial"], "negative_binomial_nll"
     parameters = (mu, theta, 1.0 if library is None else library)
-    options = {"log_mu": float(log_mu), "log_theta": float(log_theta)}
-    return nll(entry, ("negative_binomial_nll", *entry.parameters), parameters, x, weight, mask, options)
+    options = entry.chosen(owner, {"log_mu": log_mu, "log_theta": log_theta})
+    return nll(entry, (owner, *entry.parameters), parameters, x, weight, mask, options)
 
 
 def zero_inflated_negative_binomial_nll(
@@ -385,10 +382,10 @@ def zero_inflated_negative_binomial_nll(
 
     Returns [B] in nats, float32 (float64 for float64 parameters).
     """
-    entry = LIKELIHOODS["zero_inflated_negative_binomial"]
+    entry, owner = LIKELIHOODS["zero_inflated_negative_binomial"], "zero_inflated_negative_binomial_nll"
     parameters = (mu, theta, pi, 1.0 if library is None else library)
-    options = {"log_mu": float(log_mu), "log_theta": float(log_theta)}
-    return nll(entry, ("zero_inflated_negative_binomial_nll", *entry.parameters), parameters, x, weight, mask, options)
+    options = entry.chosen(owner, {"log_mu": log_mu, "log_theta": log_theta})
+    return nll(entry, (owner, *entry.parameters), parameters, x, weight, mask, options)
 
 
 def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:

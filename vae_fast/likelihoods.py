@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vae_fast import reference
+from vae_fast import checks, reference
 
 Options = Mapping[str, float | str]
 
@@ -21,12 +21,12 @@ class Likelihood:
     defaults: values of the last parameters, those that may be left out.
     options: numbers that choose a form of it, by name, with their defaults; keyword arguments of what follows.
     elementwise: (*parameters, x, **options) -> -log p of each observation, in nats, plain PyTorch.
-    mean: (*parameters, **options) -> E[x], what a model shows as its reconstruction.
-    sample: (*parameters, generator, **options) -> a draw of x.
+    mean: (*parameters, **options) -> E[x], or what stands for it, which a model shows as its reconstruction.
+    sample: (*parameters, generator, **options) -> a draw of x. Both of float32 or float64.
     support: (lowest, highest) value of x that has a likelihood.
     counts: x is a count, and bytes are the numbers that they are; else they are intensities, x/255.
     by_reference: options that no kernel has, by name: the reference computes what is asked for with one of them.
-    of_x: (options, x) -> all options, checked, as they are for such an x; None leaves them.
+    of_x: (options, x) -> all options, as they are for such an x; None leaves them.
     per_row: the last parameter is one number a row, or one for all.
     joint: "classes" or "channels" where many parameters belong to one observation, along dimension 1: [B, C, ...]. x is
         [B, ...] or, of channels, [B, channels, ...].
@@ -48,8 +48,28 @@ class Likelihood:
     joint: str | None = None
     public: bool = True
 
+    @property
+    def kind(self) -> str:
+        """What one number of x is: "intensity", "count", "level" or "class"."""
+        if self.joint == "classes":
+            return "class"
+        if "levels" in self.options:
+            return "level"
+        return "count" if self.counts else "intensity"
+
+    def chosen(self, owner: str, options: Mapping[str, Any]) -> Options:
+        """A user's options as the reference and the operators have them: numbers, x_range as x_low and x_high, without
+        compat=None. Raises TypeError or ValueError, naming `owner`, for an unknown name and for a bad value."""
+        known = [name for name in self.options if name not in ("x_low", "x_high")]
+        known += ["x_range"] * ("x_low" in self.options) + list(self.by_reference)
+        for name in options:
+            if name not in known:
+                there = f"the options {', '.join(known)}" if known else "no options"
+                raise TypeError(f"{owner}: likelihood {self.name!r} has {there}, got {name!r}")
+        return {key: value for name, given in options.items() for key, value in _option(owner, name, given).items()}
+
     def options_for(self, chosen: Options, x: Tensor) -> Options:
-        """What was chosen, as it is for such an x. Raises ValueError for what isn't possible."""
+        """What was chosen, as it is for such an x."""
         return self.of_x(chosen, x) if self.of_x else chosen
 
     def without_kernel(self, chosen: Options) -> bool:
@@ -83,21 +103,27 @@ def _laplace_sample(mean: Tensor, log_scale: Tensor, generator: torch.Generator 
     return mean + torch.exp(log_scale) * (a - b)
 
 
-def _levels_for(options: Options, x: Tensor, name: str = "discretized_logistic") -> Options:
-    """Integers are levels; compat=None is as none."""
+def _option(owner: str, name: str, value: Any) -> Options:
+    """One option's value, checked."""
+    if name == "levels":
+        return {name: checks.levels(owner, value)}
+    if name == "x_range":
+        low, high = checks.x_range(owner, value)
+        return {"x_low": low, "x_high": high}
+    if name == "channels":
+        checks.one_of(owner, name, value, (1, 3))
+        return {name: float(value)}
+    if name == "compat":
+        if value is not None:
+            checks.one_of(owner, name, value, tuple(reference.COMPATIBLE))
+        return {} if value is None else {name: value}
+    return {name: checks.flag(owner, name, value)}
+
+
+def _levels_for(options: Options, x: Tensor) -> Options:
+    """Integers are levels."""
     chosen = {"levels": 256.0, "x_low": -1.0, "x_high": 1.0, **options}
-    levels, compat = float(chosen["levels"]), chosen.pop("compat", None)
-    if not (levels >= 2 and levels == round(levels)):
-        raise ValueError(f"{name}: levels must be an integer, at least 2, got {levels:g}")
-    if not x.is_floating_point():
-        chosen |= {"x_low": 0.0, "x_high": levels - 1}
-    if not float(chosen["x_low"]) < float(chosen["x_high"]):
-        raise ValueError(f"{name}: x_low must be below x_high, got {chosen['x_low']}, {chosen['x_high']}")
-    if compat is None:
-        return chosen
-    if compat not in reference.COMPATIBLE:
-        raise ValueError(f"{name}: compat must be one of {', '.join(reference.COMPATIBLE)}, got {compat!r}")
-    return {**chosen, "compat": compat}
+    return chosen if x.is_floating_point() else {**chosen, "x_low": 0.0, "x_high": float(chosen["levels"]) - 1}
 
 
 LIKELIHOODS = {
@@ -176,7 +202,7 @@ LIKELIHOODS = {
             options={"channels": 3.0, "levels": 256.0, "x_low": -1.0, "x_high": 1.0},
             counts=True,
             by_reference=("compat",),
-            of_x=partial(_levels_for, name="discretized_logistic_mixture"),
+            of_x=_levels_for,
             joint="channels",
         ),
         Likelihood(
@@ -218,16 +244,9 @@ LIKELIHOODS = {
 }
 
 
-def find(name: str, owner: str, options: Options | None = None) -> Likelihood:
-    """The likelihood of that name. Raises ValueError or TypeError, naming `owner`'s argument, for an unknown name or
-    option."""
+def find(name: str, owner: str) -> Likelihood:
+    """The likelihood of that name. Raises ValueError, naming `owner`'s argument, for an unknown one."""
     names = [entry.name for entry in LIKELIHOODS.values() if entry.public]
     if name not in names:
         raise ValueError(f"{owner}: likelihood must be one of {', '.join(names)}, got {name!r}")
-    entry = LIKELIHOODS[name]
-    for option in options or {}:
-        names = [*entry.options, *entry.by_reference]
-        if option not in names:
-            known = f"the options {', '.join(names)}" if names else "no options"
-            raise TypeError(f"{owner}: likelihood {name!r} has {known}, got {option!r}")
-    return entry
+    return LIKELIHOODS[name]

@@ -45,9 +45,13 @@ class ELBOLoss(nn.Module):
         kl: "analytic": the closed form; "monte_carlo": log q(z|x) - log p(z) at one sample z of q.
         prior: (mu, logvar) of a diagonal Gaussian p(z), tensors that broadcast to mu; None is N(0, I). If they are
             nn.Parameters they are this module's parameters too.
-        validate_args: check that x, where it counts, lies in the likelihood's support, and that no weight is negative
-            (on a CPU weights always are checked). Costs a pass over x and, on a GPU, a synchronisation.
-        options: what the likelihood's own function takes beside tensors, by name.
+        validate_args: check that x, where it counts, lies in the likelihood's support (counts and classes: finite whole
+            numbers), and that no weight is negative (on a CPU weights always are checked). Costs a pass over x and, on
+            a GPU, a synchronisation. recon, mu and logvar are not checked: what is no parameter gives NaN.
+        options: those of the likelihood, by name: levels, x_range and compat of the discretised logistic and its
+            mixture, and of the mixture channels, 3, or 1 for grey images; log_rate of Poisson; log_mu and log_theta of
+            the negative binomials. They mean what they mean to `<likelihood>_nll` (docs/likelihoods.md). class_dim and
+            channels_last are not among them: pass recon.movedim(-1, 1).
 
     Raises ValueError or TypeError, naming the argument, what came and what was expected.
     """
@@ -65,10 +69,11 @@ class ELBOLoss(nn.Module):
         kl: str = "analytic",
         prior: functional.Prior | None = None,
         validate_args: bool = False,
-        **options: float | str,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.entry, self.options = find(likelihood, "ELBOLoss", options), options
+        self.entry = find(likelihood, "ELBOLoss")
+        self.options = self.entry.chosen("ELBOLoss", options)
         if not from_logits:
             if likelihood != "bernoulli":
                 raise ValueError(f"ELBOLoss: from_logits=False is for likelihood 'bernoulli', got {likelihood!r}")
@@ -115,8 +120,10 @@ class ELBOLoss(nn.Module):
         Arguments:
             recon: [B, ...] the decoder's output: parameters of p(x|z). "categorical", "discretized_logistic_mixture":
                 [B, C, ...], C parameters to each observation; for [B, ..., C] pass recon.movedim(-1, 1), a view.
-            x: [B, ...] the data, of recon's shape: floating point, bool, or uint8 (an intensity, read as x/255).
-                "categorical": classes [B, ...]; "discretized_logistic_mixture": [B, channels, ...].
+            x: [B, ...] the data, of the shape of recon's first tensor; "categorical": classes [B, ...];
+                "discretized_logistic_mixture": [B, channels, ...]. Floating point, bool, or uint8: an intensity, read
+                as x/255. Of counts, levels and classes uint8 is the number that it is, as are int32, int64 and uint16
+                (of classes int8 and int16 too); floating point is taken to the nearest level of x_range.
             mu, logvar: [B, ...] the encoder's output: mean and log-variance of q(z|x).
             weight: [B] not negative, of each sample's ELBO; the mean still divides by B.
             mask: bool, broadcasts to x (of a mixture, without its channels); True where an observation counts. What is
@@ -139,17 +146,30 @@ class ELBOLoss(nn.Module):
     ) -> ELBOTerms:
         """(loss, nll [B], kl [B]) for the arguments of `forward`; nll and kl are detached and cost nothing more."""
         parameters = self.parameters_of(recon)
-        names = ("ELBOLoss", "recon", *self.entry.parameters[1:])
         objective = functional.Objective(
             self.prior, weight, mask, self.beta, self._scale(parameters[0], x), self.reduction != "none"
         )
         if self.kl == "analytic":
+            names = self._names
             loss, nll, kl = functional.elbo(self.entry, names, parameters, x, mu, logvar, objective, self.options)
+            self._validate(parameters[0], x, weight, mask)
         else:
-            loss, nll, kl = self._monte_carlo(names, parameters, x, mu, logvar, z, objective)
-        if self.validate_args:
-            self._check_support(parameters[0], x, weight, mask)
+            loss, nll, kl = self._monte_carlo(recon, x, mu, logvar, z, objective)
         return ELBOTerms(loss, *(t.detach() if t.requires_grad else t for t in (nll, kl)))
+
+    def nll(
+        self, recon: Reconstruction, x: Tensor, *, weight: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """-log p(x|z), [B], times weight, differentiable: the first of `terms` without a posterior."""
+        parameters = self.parameters_of(recon)
+        nll = functional.nll(self.entry, self._names, parameters, x, weight, mask, self.options)
+        self._validate(parameters[0], x, weight, mask)
+        return nll
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """Of the caller and the parameters, for errors."""
+        return ("ELBOLoss", "recon", *self.entry.parameters[1:])
 
     def parameters_of(self, recon: Reconstruction) -> tuple[Tensor | float, ...]:
         """The likelihood's parameters, defaults filled in. Raises TypeError for too few or too many."""
@@ -163,8 +183,7 @@ class ELBOLoss(nn.Module):
 
     def _monte_carlo(
         self,
-        names: tuple[str, ...],
-        parameters: tuple[Tensor | float, ...],
+        recon: Reconstruction,
         x: Tensor,
         mu: Tensor,
         logvar: Tensor,
@@ -173,7 +192,7 @@ class ELBOLoss(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, nll, kl), with log q(z|x) - log p(z) in place of the KL."""
         prior, weight, mask, beta, scale, reduce = objective
-        nll = functional.nll(self.entry, names, parameters, x, weight, mask, self.options)
+        nll = self.nll(recon, x, weight=weight, mask=mask)
         functional.same_batch("ELBOLoss", "recon", x, mu)
         if z is None:
             z = functional.reparameterize(mu, logvar)
@@ -187,13 +206,16 @@ class ELBOLoss(nn.Module):
             return 1.0
         return 1 / max(1, recon.shape[0] if self.reduction == "mean" else (x if self.entry.joint else recon).numel())
 
-    def _check_support(self, recon: Tensor | float, x: Tensor, weight: Tensor | None, mask: Tensor | None) -> None:
+    def _validate(self, recon: Tensor | float, x: Tensor, weight: Tensor | None, mask: Tensor | None) -> None:
+        """Where asked to: x, which passed the other checks, lies in the support."""
+        if not self.validate_args:
+            return
         low, high = self.entry.bounds(self.entry.options_for(self.options, x))
         if self.entry.joint == "classes" and isinstance(recon, Tensor):
             high = recon.shape[1] - 1
         elif self.entry.joint == "channels" and mask is not None and mask.dim() < x.dim():
             mask = mask.expand(x.shape[0], *x.shape[2:]).unsqueeze(1)
-        checks.support("ELBOLoss", x, low, high, weight, mask, self.entry.counts)
+        checks.support("ELBOLoss", x, low, high, weight, mask, self.entry.kind)
 
     def extra_repr(self) -> str:
         return f"{self.likelihood!r}, beta={self.beta}, reduction={self.reduction!r}, kl={self.kl!r}"

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from vae_fast import checks, functional
 from vae_fast.likelihoods import Likelihood
-from vae_fast.losses import ELBOLoss, ELBOTerms, Reconstruction
+from vae_fast.losses import ELBOLoss, Reconstruction
+from vae_fast.operands import prior_rows
 
 
 class VAEOutput(NamedTuple):
@@ -23,18 +24,20 @@ class VAEOutput(NamedTuple):
 
 
 class VAE(nn.Module):
-    """A variational autoencoder with a Gaussian posterior and a standard normal prior (Kingma & Welling 2014).
+    """A variational autoencoder with a Gaussian posterior and prior (Kingma & Welling 2014).
 
     Arguments:
         encoder: x [B, ...] -> (mu, logvar) of q(z|x), or one tensor [B, 2 Z] that holds both, mu first.
         decoder: z [B, Z] -> parameters of p(x|z), as `ELBOLoss` takes them: logits for "bernoulli"; the mean or
             (mean, logvar) for "gaussian"; [B, C, ...] for "categorical" and "discretized_logistic_mixture".
-        likelihood, beta, options: as for `ELBOLoss`.
+        likelihood, beta, options: as for `ELBOLoss`. A prior=(mu, logvar) among them is p(z) in everything here, in
+            `sample` and `log_evidence` too; without it p(z) = N(0, I).
         latent_dim: Z; needed by `sample` before anything was encoded.
         library: for counts. Given, the decoder's first parameter is of proportions, and each row of x multiplies it by
             its total (scVI's observed library size); this number is the total where there is no x, as in `sample`.
 
     Data x is floating point, bool, or uint8 (an intensity): the encoder sees it as x/255, the loss reads the bytes.
+    The encoder is given x in the dtype of its parameters (under autocast floats as they come), the loss x as it is.
     Of a likelihood of counts, levels or classes x may be int32, int64 and uint16 too: the encoder sees levels divided
     by the highest, counts and classes as the numbers that they are.
     """
@@ -61,8 +64,9 @@ class VAE(nn.Module):
         """Encodes x, samples z, decodes, and returns the loss with everything on the way to it."""
         mu, logvar = self.encode(x)
         z = functional.reparameterize(mu, logvar)
-        recon = self._decoded(z, None if self.library is None else _totals(x, mask))
-        terms = self._terms(recon, x, mu, logvar, weight, mask)
+        recon = self._decoded(z, self._library_of(x, mask))
+        seen, mask = self._like(recon, x, mask)
+        terms = self.objective.terms(recon, seen, mu, logvar, weight=weight, mask=mask, z=z)
         return VAEOutput(*terms, recon, z, mu, logvar)
 
     def loss(self, x: Tensor, *, weight: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -71,14 +75,7 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mu, logvar) of q(z|x), [B, Z] each."""
-        output = self.encoder(self._as_input(x))
-        if isinstance(output, Tensor):
-            if output.dim() < 2 or output.shape[1] % 2:
-                raise ValueError(
-                    f"VAE: the encoder must return (mu, logvar) or one tensor [B, 2 Z], got shape {list(output.shape)}"
-                )
-            output = output.chunk(2, dim=1)
-        mu, logvar = output
+        mu, logvar = _mu_and_logvar(self.encoder(self._as_input(x)))
         if mu.dim() != 2:
             raise ValueError(f"VAE: mu must have shape [B, Z], got {list(mu.shape)}")
         self.latent_dim = mu.shape[1]
@@ -92,12 +89,20 @@ class VAE(nn.Module):
         mean: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The mean of p(x|z), probabilities for "bernoulli", for "categorical" the likeliest; a draw of x if not mean.
+        """The mean of p(x|z), probabilities for "bernoulli"; a draw of x if not mean. float32, or float64 of a float64
+        decoder, whatever it computes in; classes int64.
 
-        library: total counts, a number or one a row; by default the model's.
+        For "categorical" the likeliest class stands for the mean; of "discretized_logistic_mixture" with three
+        channels the means of green and blue are approximate (`discretized_logistic_mixture_mean`).
+
+        library: total counts, not negative, a number or one a row; by default the model's.
         """
+        return self._shown(self.likelihood_parameters(z, library=library), mean, generator)
+
+    def _shown(self, parameters: tuple[Tensor, ...], mean: bool, generator: torch.Generator | None) -> Tensor:
+        """The mean or a draw of x, of x's shape."""
         entry, options = self.objective.entry, self.objective.options
-        first, *rest = self.likelihood_parameters(z, library=library)
+        first, *rest = parameters
         shape = first.shape[2:]
         if entry.joint:
             first = first.flatten(2) if shape else first.unsqueeze(2)
@@ -108,17 +113,26 @@ class VAE(nn.Module):
         return x.reshape(*x.shape[:-1], *shape) if entry.joint else x
 
     def likelihood_parameters(self, z: Tensor, *, library: float | Tensor | None = None) -> tuple[Tensor, ...]:
-        """Every parameter of p(x|z), those that the decoder leaves out too. `library`: as for `decode`."""
-        if library is not None and self.library is None:
+        """Every parameter of p(x|z), those that the decoder leaves out too, in float32 or float64. `library`: as for
+        `decode`."""
+        if library is None:
+            return self._every_parameter(z, self.library)
+        if self.library is None:
             raise ValueError("VAE: library is for a model of counts made with VAE(..., library=)")
-        recon = self._decoded(z, self.library if library is None else library)
-        parameters = self.objective.parameters_of(recon)
-        return tuple(p if isinstance(p, Tensor) else z.new_tensor(p) for p in parameters)
+        return self._every_parameter(z, _checked_library(library, z))
+
+    def reconstruction_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        """`likelihood_parameters` at z = mu(x), of counts with each row's total."""
+        return self._every_parameter(self.encode(x)[0], self._library_of(x))
+
+    def _every_parameter(self, z: Tensor, library: float | Tensor | None) -> tuple[Tensor, ...]:
+        parameters = self.objective.parameters_of(self._decoded(z, library))
+        tensors = (p if isinstance(p, Tensor) else z.new_tensor(p) for p in parameters)
+        return tuple(p.to(torch.promote_types(p.dtype, torch.float32)) for p in tensors)
 
     def reconstruct(self, x: Tensor, *, mean: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        """The mean of p(x|z) at z = mu(x), or a draw of x."""
-        library = None if self.library is None else _totals(x, None)
-        return self.decode(self.encode(x)[0], library=library, mean=mean, generator=generator)
+        """The mean of p(x|z) at z = mu(x), or a draw of x: as `decode` has them."""
+        return self._shown(self.reconstruction_parameters(x), mean, generator)
 
     def sample(
         self,
@@ -128,13 +142,15 @@ class VAE(nn.Module):
         mean: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The means of p(x|z) for n draws of z ~ N(0, I), or draws of x. `library`: as for `decode`."""
+        """The means of p(x|z) for n draws of z from the prior, or draws of x. `library`: as for `decode`."""
         if self.latent_dim is None:
             raise ValueError(
                 "VAE.sample: the latent dimension is unknown; pass VAE(..., latent_dim=) or encode a batch first"
             )
         parameter = next(self.decoder.parameters(), torch.empty(0))
         z = torch.randn(n, self.latent_dim, generator=generator, device=parameter.device, dtype=parameter.dtype)
+        if prior := prior_rows("VAE.sample", self.objective.prior, z):
+            z = (prior[0] + torch.exp(prior[1] / 2) * z).to(z.dtype)
         return self.decode(z, library=library, mean=mean, generator=generator)
 
     @torch.no_grad()
@@ -146,27 +162,30 @@ class VAE(nn.Module):
         for name, count in (("num_samples", num_samples), ("chunk", chunk)):
             if count < 1:
                 raise ValueError(f"VAE.log_evidence: {name} must be positive, got {count}")
-        mu, logvar = self.encode(x)
-        weights = []
-        for start in range(0, num_samples, chunk):
-            count = min(chunk, num_samples - start)
-            weights.append(self._log_weights(x, mu, logvar, count))
-        log_weight = torch.cat(weights)
+        posterior = self.encode(x)
+        counts = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
+        log_weight = torch.cat([self._log_weights(x, *posterior, count) for count in counts])
         return functional.log_evidence(log_weight, torch.zeros_like(log_weight), torch.zeros_like(log_weight))
 
     def _log_weights(self, x: Tensor, mu: Tensor, logvar: Tensor, count: int) -> Tensor:
         """log p(x|z) + log p(z) - log q(z|x) for `count` draws of z, [count, B]."""
+        if prior := prior_rows("VAE.log_evidence", self.objective.prior, mu):
+            prior = prior[0].expand(mu.shape).repeat(count, 1), prior[1].expand(mu.shape).repeat(count, 1)
         mu, logvar = mu.repeat(count, 1), logvar.repeat(count, 1)
         z = functional.reparameterize(mu, logvar)
-        repeated = x.repeat(count, *[1] * (x.dim() - 1))
-        recon = self._decoded(z, None if self.library is None else _totals(repeated, None))
-        terms = self._terms(recon, repeated, mu, logvar, None, None)
-        return -(terms.nll + functional.monte_carlo_kl(z, mu, logvar)).reshape(count, -1)
+        x = x.repeat(count, *[1] * (x.dim() - 1))
+        recon = self._decoded(z, self._library_of(x))
+        nll = self.objective.nll(recon, self._like(recon, x, None)[0])
+        return -(nll + functional.monte_carlo_kl(z, mu, logvar, prior)).reshape(count, -1)
+
+    def _library_of(self, x: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """The total of each row of x where it counts, for a model of proportions."""
+        return None if self.library is None else _totals(x, mask)
 
     def _decoded(self, z: Tensor, library: float | Tensor | None) -> Reconstruction:
         """The decoder's parameters, and with them the total counts if the model has proportions."""
         recon = self.decoder(z)
-        if library is None:
+        if library is None or not isinstance(recon, Tensor | tuple | list):
             return recon
         total = torch.as_tensor(library, dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
         total = total.reshape(-1, 1)
@@ -174,30 +193,57 @@ class VAE(nn.Module):
             return (*recon, total.expand(len(z), 1))
         return recon + total.log() if self.objective.options.get("log_rate", 1) else recon * total
 
-    def _terms(
-        self, recon: Reconstruction, x: Tensor, mu: Tensor, logvar: Tensor, weight: Tensor | None, mask: Tensor | None
-    ) -> ELBOTerms:
-        first = recon if isinstance(recon, Tensor) else recon[0]
-        alike = first.numel() == x.numel() and len(first) == len(x) and not self.objective.entry.joint
-        if first.shape != x.shape and alike:
-            if mask is not None:
-                mask = checks.element_mask("VAE", mask, x).reshape(first.shape)
-            x = x.reshape(first.shape)
-        return self.objective.terms(recon, x, mu, logvar, weight=weight, mask=mask)
+    def _like(self, recon: Reconstruction, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x and the mask in the shape of the decoder's output, where that is only another shape of rows."""
+        first = self.objective.parameters_of(recon)[0]
+        if not isinstance(first, Tensor) or first.shape == x.shape or self.objective.entry.joint:
+            return x, mask
+        if first.numel() != x.numel() or len(first) != len(x):
+            return x, mask
+        mask = mask if mask is None else checks.element_mask("VAE", mask, x).reshape(first.shape)
+        return x.reshape(first.shape), mask
 
     def _as_input(self, x: Tensor) -> Tensor:
+        """x as the encoder takes it."""
+        own = next((p.dtype for p in self.encoder.parameters() if p.is_floating_point()), None)
         if x.is_floating_point():
-            return x
-        dtype = next((p.dtype for p in self.encoder.parameters()), torch.float32)
-        entry = self.objective.entry
+            casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64  # which autocast leaves
+            return x if own is None or casts else x.to(own)
+        dtype, entry = own or torch.float32, self.objective.entry
         if "levels" in entry.options:
             return x.to(dtype) / (float(self.objective.options.get("levels", entry.options["levels"])) - 1)
         return x.to(dtype) / 255 if x.dtype == torch.uint8 and not entry.counts else x.to(dtype)
 
 
+def _mu_and_logvar(output: Any) -> tuple[Tensor, Tensor]:
+    """An encoder's output as two tensors."""
+    if isinstance(output, Tensor) and output.dim() > 1 and output.shape[1] % 2 == 0:
+        mu, logvar = output.chunk(2, dim=1)
+        return mu, logvar
+    if isinstance(output, tuple | list) and len(output) == 2 and all(isinstance(part, Tensor) for part in output):
+        return output[0], output[1]
+    expected = "VAE: the encoder must return (mu, logvar) or one tensor [B, 2 Z]"
+    if isinstance(output, Tensor):
+        raise ValueError(f"{expected}, got shape {list(output.shape)}")
+    names = f"({', '.join(type(part).__name__ for part in output)})" if isinstance(output, tuple | list) else ""
+    raise TypeError(f"{expected}, got {names or type(output).__name__}")
+
+
+def _checked_library(library: float | Tensor, z: Tensor) -> Tensor:
+    """A user's total counts, one or one a row of z."""
+    given = library if isinstance(library, Tensor) else torch.tensor(checks.number("VAE", "library", library))
+    checks.one_a_row("VAE", "library", given, z)
+    wrong = given[~((given >= 0) & (given < torch.inf))]
+    if wrong.numel():
+        raise ValueError(f"VAE: library must be finite and not negative, got {wrong.flatten()[0].item():g}")
+    return given
+
+
 def _check_library(entry: Likelihood, library: float) -> None:
     if entry.parameters[-1] != "library" and entry.parameters != ("rate",):
         raise ValueError(f"VAE: library is for likelihoods of counts, got {entry.name!r}")
+    if not checks.is_number(library):
+        raise TypeError(f"VAE: library must be a number, got {type(library).__name__}")
     if not 0 < library < float("inf"):
         raise ValueError(f"VAE: library must be positive, got {library:g}")
 

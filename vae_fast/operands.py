@@ -23,7 +23,9 @@ def observations(
     owner, name, *others = names
     first: Tensor = parameters[0]  # type: ignore[assignment]
     checks.floating(owner, name, first)
-    checks.target(owner, x, entry.counts)
+    checks.target(owner, x, entry.kind)
+    if x.dtype in checks.SMALL_INTEGERS:
+        x = x.to(torch.int32)
     if entry.joint:
         return _planes(entry, owner, name, first, x, weight, mask, options)
     checks.same_shape(owner, name, first, "x", x)
@@ -32,7 +34,10 @@ def observations(
         weight = checks.row_weight(owner, weight, x)
     if mask is not None:
         mask = checks.element_mask(owner, mask, x)
-    rest = [p if isinstance(p, Tensor) else _number(p, first) for p in parameters[1:]]
+    rest = [
+        p if isinstance(p, Tensor) else _number(checks.number(owner, other, p), first)
+        for other, p in zip(others, parameters[1:], strict=True)
+    ]
     if entry.per_row:
         rest[-1] = checks.one_a_row(owner, others[-1], rest[-1], x)
     if _channels_last(first) and _channels_last(x):
@@ -62,7 +67,9 @@ def _planes(
     channels = int(options.get("channels", entry.options["channels"])) if entry.joint == "channels" else None
     checks.planes(owner, name, parameters, x, channels)
     checks.same_device(owner, name, parameters, "x", x)
-    if channels is not None:
+    if channels is None:
+        checks.classes(owner, name, parameters)
+    else:
         checks.mixture(owner, name, parameters.shape[1], channels)
     if weight is not None:
         weight = checks.row_weight(owner, weight, x)

@@ -20,7 +20,8 @@ from .machine import free_memory
 from .opponents import LIMITS, limit_for, limits, opponent_of, opponents_of
 from .profiled import events_of, operations, peak_memory
 
-ROUNDS = 15, 400  # fewest and most, whatever they take
+ROUNDS = 7, 400  # fewest and most, whatever they take
+LONG = 0.05  # seconds of a call that is run once before it is measured, not four times
 SAMPLE = 5e-4, 5e-3  # seconds, on a CPU and on a GPU: shorter calls are repeated until a sample lasts this long
 NEEDED = 40  # bytes an element, of the hungriest opponents
 
@@ -39,8 +40,9 @@ class Settings:
 
 @dataclass
 class Measurement:
-    """By opponent: seconds of each round, calls a round, the largest error of a gradient over the largest gradient, peak
-    bytes beyond the inputs, operators or launches, what the GPU did. Bytes that must be read and written, and the operation of PyTorch's that moved as many."""
+    """By opponent: seconds of each round, calls a round, the largest error of a gradient over the largest gradient,
+    peak bytes beyond the inputs, operators or launches, what the GPU did. Bytes that must be read and written, and the
+    operation of PyTorch's that moved as many."""
 
     read: int
     written: int
@@ -75,12 +77,18 @@ def sample(call: Call, iterations: int) -> float:
     return before.elapsed_time(after) / 1e3
 
 
+def shortest(call: Call, quick: bool) -> float:
+    """Seconds of a call that has been made before."""
+    first = sample(call, 1)
+    return min(first, *(sample(call, 1) for _ in range(3))) if first < LONG and not quick else first
+
+
 def interleave(
     calls: dict[str, Call], settings: Settings, after_round: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds of each round and calls a round, by name. A round runs all of them, in an order drawn anew."""
     quick = settings.quick
-    once = {name: min(sample(call, 1) for _ in range(1 if quick else 4)) for name, call in calls.items()}
+    once = {name: shortest(call, quick) for name, call in calls.items()}
     iterations = {name: 1 if quick else max(1, math.ceil(SAMPLE[on_gpu()] / seconds)) for name, seconds in once.items()}
     a_round = sum(once[name] * iterations[name] for name in calls)
     rounds = 1 if quick else min(max(int(settings.seconds / a_round), ROUNDS[0]), ROUNDS[1])

@@ -22,12 +22,16 @@ def read_counts(source: str, layer: str | None = None, labels: str | None = None
     **Raises** UserError in one line that names the file and what was expected.
     """
     path = Path(source).expanduser()
+    if source == "digits" and not path.exists():
+        raise UserError(f"--data {source}, the default, are images; --likelihood is one of counts: {EXPECTED}")
     if path.suffix not in (".npy", ".npz", ".h5ad"):
         raise UserError(f"--data {source}: {EXPECTED}")
     if not path.is_file():
         raise UserError(f"--data {source}: no such file; {EXPECTED}")
     if layer is not None and path.suffix != ".h5ad":
         raise UserError(f"--layer {layer}: only a .h5ad file has layers, got {source}")
+    if labels is not None and path.suffix == ".npy":
+        raise UserError(f"--labels {labels}: only .npz and .h5ad files have classes, got {source}")
     matrix, classes = _annotated(path, layer, labels) if path.suffix == ".h5ad" else _array_file(path, labels)
     if isinstance(matrix, _Sparse):
         x = matrix._replace(values=_counts(path, matrix.values)).dense()
@@ -59,6 +63,8 @@ def _members(
     path: Path, arrays: np.lib.npyio.NpzFile, labels: str | None
 ) -> tuple[np.ndarray | _Sparse, np.ndarray | None]:
     if "format" in arrays and "shape" in arrays:
+        if labels is not None:
+            raise UserError(f"--labels {labels}: SciPy's sparse .npz files have no classes, got {path}")
         return _scipy_matrix(path, arrays), None
     found = [key for key in COUNT_KEYS if key in arrays]
     if not found:

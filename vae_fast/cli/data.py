@@ -51,7 +51,7 @@ def _as_is(batch: Any) -> Any:
 def quantised(x: Tensor, levels: int) -> Tensor:
     """uint8, or floats in [0, 1], as the numbers of `levels` bins of equal width, uint8."""
     if x.dtype == torch.uint8:
-        return (x.to(torch.int32) * levels // 256).to(torch.uint8)
+        return x if levels == 256 else (x.to(torch.int32) * levels // 256).to(torch.uint8)
     return (x * levels).floor().clamp(max=levels - 1).to(torch.uint8)
 
 
@@ -72,7 +72,7 @@ class VAEData(LightningDataModule):
         labels: Where the classes of counts are: in a .h5ad file a column of obs, in .npz a key.
             By default cell_type or the like, if there is one.
         counts: Whether to read counts.
-        quantise: How many grey levels to cut images into, if fewer than they have.
+        quantise: How many grey levels, at most 256, to cut images into; None leaves them as they are.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from .callbacks import Best, History, Last, RunLogger, StopOnSignal, progress_ba
 from .checkpoints import RUNS, TO_RESUME, SafeCheckpointIO, check_shape, load_model, read_checkpoint
 from .data import VAEData
 from .errors import Interrupted, UserError, refusals, write_whole
-from .heads import data_form
+from .heads import MIXTURE, data_form
 from .module import ARCHITECTURE, VAEModule
 from .plots import write_pictures
 from .test import aligned, evaluate, table
@@ -52,7 +52,7 @@ class FitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """The options; when resuming, those of the checkpoint take the place of the defaults."""
         self.config = parser.parse_args(args)
-        self.checkpoint = None
+        self.checkpoint, components = None, self.config.components
         if self.config.ckpt_path is not None:
             path = Path(self.config.ckpt_path)
             self.checkpoint = read_checkpoint(path, TO_RESUME)
@@ -62,6 +62,8 @@ class FitCLI(LightningCLI):
             parser.set_defaults({name: saved[name] for name in options if name in saved})
             self.config = parser.parse_args(args)
             self._refuse_other_architecture(saved)
+        if components is not None and self.config.likelihood != MIXTURE:
+            raise UserError(f"--components {components}: is for {MIXTURE}; got --likelihood {self.config.likelihood}")
         if self.config.trainer.max_epochs is not None:
             self.config.epochs = self.config.trainer.max_epochs
 

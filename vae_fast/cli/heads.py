@@ -9,9 +9,11 @@ from .networks import NETWORKS, count_encoder, mlp
 
 LOGVAR_FLOOR = -12.0
 LOG_SCALE_FLOOR = -7.0  # of PixelCNN++: in units of [-1, 1] a quarter of a grey level
+MIXTURE = "discretized_logistic_mixture"
+COMPONENTS = 10
 COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 BYTES = 256
-LEVELS = {"categorical": 16, "discretized_logistic": BYTES, "discretized_logistic_mixture": BYTES}
+LEVELS = {"categorical": 16, "discretized_logistic": BYTES, MIXTURE: BYTES}
 
 
 class GaussianDecoder(nn.Module):
@@ -105,7 +107,7 @@ def networks(
     latent_dim: int,
     network: str,
     widths: list[int],
-    components: int,
+    components: int | None,
     levels: int | None,
 ) -> tuple[nn.Module, nn.Module]:
     """(encoder, decoder) for images of `shape`, (C, H, W), or counts, (D,)."""
@@ -120,16 +122,16 @@ def networks(
     return encoder, _with_head(likelihood, decoder, shape[0], components)
 
 
-def _outputs(likelihood: str, channels: int, components: int, levels: int | None) -> int:
+def _outputs(likelihood: str, channels: int, components: int | None, levels: int | None) -> int:
     """How many numbers a pixel needs."""
     if likelihood == "discretized_logistic":
         return 2 * channels
-    if likelihood == "discretized_logistic_mixture":
+    if likelihood == MIXTURE and components:
         return components * (10 if channels == 3 else 3)
     return channels * levels if likelihood == "categorical" and levels else channels
 
 
-def _with_head(likelihood: str, decoder: nn.Module, channels: int, components: int) -> nn.Module:
+def _with_head(likelihood: str, decoder: nn.Module, channels: int, components: int | None) -> nn.Module:
     """z -> the likelihood's parameters."""
     if likelihood == "gaussian":
         return GaussianDecoder(decoder)
@@ -137,24 +139,23 @@ def _with_head(likelihood: str, decoder: nn.Module, channels: int, components: i
         return LaplaceDecoder(decoder)
     if likelihood == "discretized_logistic":
         return LogisticDecoder(decoder)
-    if likelihood == "discretized_logistic_mixture":
+    if likelihood == MIXTURE and components:
         return MixtureDecoder(decoder, channels, components)
     if likelihood == "categorical":
         return nn.Sequential(decoder, nn.Unflatten(1, (-1, channels)))
     return decoder
 
 
-def loss_options(likelihood: str, channels: int, levels: int | None) -> dict[str, float]:
+def loss_options(likelihood: str, channels: int, levels: int | None) -> dict[str, Any]:
     """What the loss is told beside tensors: counts by logarithms; images in [0, 1], of so many levels."""
     if likelihood in ("negative_binomial", "zero_inflated_negative_binomial"):
-        return {"log_mu": 1.0, "log_theta": 1.0}
+        return {"log_mu": True, "log_theta": True}
     if levels is None or likelihood == "categorical":
         return {}
-    options = {"levels": float(levels), "x_low": 0.0, "x_high": 1.0}
-    return {"channels": float(channels), **options} if likelihood == "discretized_logistic_mixture" else options
+    options = {"levels": levels, "x_range": (0.0, 1.0)}
+    return {"channels": channels, **options} if likelihood == MIXTURE else options
 
 
 def data_form(likelihood: str, levels: int | None) -> dict[str, Any]:
-    """How `VAEData` must give the likelihood its data: counts, or images cut into fewer than 256 levels."""
-    levels = LEVELS.get(likelihood) if levels is None else levels
-    return {"counts": likelihood in COUNTS, "quantise": levels if levels and levels < BYTES else None}
+    """How `VAEData` must give the likelihood its data: counts, or images cut into so many grey levels."""
+    return {"counts": likelihood in COUNTS, "quantise": LEVELS.get(likelihood) if levels is None else levels}

@@ -11,8 +11,9 @@ from torch import Tensor
 import vae_fast
 
 from .errors import UserError
-from .heads import COUNTS, LEVELS, loss_options, networks
+from .heads import COMPONENTS, COUNTS, LEVELS, MIXTURE, loss_options, networks
 from .networks import SMALLEST_SIDE, WIDTHS
+from .reading import COUNTS_HINT
 
 ARCHITECTURE = ("likelihood", "latent_dim", "network", "widths", "components", "levels")
 MOST_LEVELS = 256
@@ -34,7 +35,7 @@ class VAEModule(LightningModule):
             By default '[32,64,256]' for conv, '[512,256]' for mlp, '[128]' for counts.
         lr: Learning rate at the start.
         epochs: Passes over the training data; --trainer.max_epochs is the same.
-        components: Logistics in a discretized_logistic_mixture.
+        components: Logistics in a discretized_logistic_mixture; by default 10.
         levels: Grey levels, at most 256; by default 16 for categorical, 256 for the discretised.
         library: A usual total of counts in a row, for what is sampled.
     """
@@ -60,7 +61,7 @@ class VAEModule(LightningModule):
         widths: list[int] | None = None,
         lr: float = 3e-3,
         epochs: int = 60,
-        components: int = 10,
+        components: int | None = None,
         levels: int | None = None,
         library: float | None = None,
     ) -> None:
@@ -70,6 +71,8 @@ class VAEModule(LightningModule):
             network = "mlp" if counts else "conv"
         widths = list(WIDTHS["counts" if counts else network] if widths is None else widths)
         levels = LEVELS.get(likelihood) if levels is None else levels
+        if components is None and likelihood == MIXTURE:
+            components = COMPONENTS
         _check_options(latent_dim, beta, widths, lr, epochs)
         _check_network(shape, network, widths, counts)
         _check_levels(shape, likelihood, components, levels)
@@ -160,16 +163,17 @@ def _check_network(shape: tuple[int, ...], network: str, widths: list[int], coun
     if len(widths) < 2:
         raise UserError(f"--widths {widths}: expected at least two for conv: channels, then the hidden layer")
     if min(shape[1:]) < SMALLEST_SIDE:
+        hint = COUNTS_HINT if shape[1] == 1 else ""  # what a matrix is read as
         raise UserError(
             f"--network conv: images of {shape[1]} x {shape[2]}; expected at least "
-            f"{SMALLEST_SIDE} x {SMALLEST_SIDE}: use --network mlp"
+            f"{SMALLEST_SIDE} x {SMALLEST_SIDE}: use --network mlp{hint}"
         )
 
 
-def _check_levels(shape: tuple[int, ...], likelihood: str, components: int, levels: int | None) -> None:
-    if components < 1:
+def _check_levels(shape: tuple[int, ...], likelihood: str, components: int | None, levels: int | None) -> None:
+    if components is not None and components < 1:
         raise UserError(f"--components {components}: expected a positive number")
-    if likelihood == "discretized_logistic_mixture" and shape[0] not in (1, 3):
+    if likelihood == MIXTURE and shape[0] not in (1, 3):
         raise UserError(f"--likelihood {likelihood}: images of {shape[0]} channels; expected 1 or 3")
     if levels is None:
         return

@@ -143,9 +143,7 @@ def predicted_counts(vae: VAE, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     rows = 0
     for x in batches:
-        values = x.float()
-        library = None if vae.library is None else values.sum(1)
-        parameters = vae.likelihood_parameters(vae.encode(x)[0], library=library)
+        values, parameters = x.float(), vae.reconstruction_parameters(x)
         terms = {
             "mean": values,
             "zeros": values == 0,

@@ -20,6 +20,7 @@ IMAGE_KEYS = ("x", "images", "data", "arr_0")
 LABEL_KEYS = ("y", "labels", "targets")
 SHAPES = "[N, H, W], [N, H, W, C], [N, C, H, W] with C = 1 or 3, or [N, D]"
 FEWEST = 10
+COUNTS_HINT = "; for counts choose their likelihood, --likelihood zero_inflated_negative_binomial, say"
 Chosen = TypeVar("Chosen")
 
 
@@ -89,9 +90,12 @@ def _array_file(path: Path) -> Observations:
 
 
 def _members(path: Path, archive: np.lib.npyio.NpzFile) -> tuple[np.ndarray, np.ndarray | None]:
+    if "format" in archive and "shape" in archive:
+        raise UserError(f"{path}: holds a sparse matrix of SciPy's; expected images{COUNTS_HINT}")
     found = [key for key in IMAGE_KEYS if key in archive]
     if not found:
-        raise UserError(f"{path}: expected images under one of {', '.join(IMAGE_KEYS)}; got {', '.join(archive)}")
+        expected = f"expected images under one of {', '.join(IMAGE_KEYS)}"
+        raise UserError(f"{path}: {expected}; got {', '.join(archive)}{COUNTS_HINT}")
     labels = [archive[key] for key in LABEL_KEYS if key in archive]
     return archive[found[0]], labels[0] if labels else None
 
@@ -118,7 +122,9 @@ def _intensities(path: Path, x: np.ndarray) -> np.ndarray:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise UserError(f"{path}: holds NaN or infinite values; expected floats in [0, 1]")
     if low < 0 or high > top:
-        raise UserError(f"{path}: values from {low:g} to {high:g}; expected floats in [0, 1] or integers in [0, 255]")
+        hint = COUNTS_HINT if x.ndim == 2 and low >= 0 else ""
+        expected = "expected floats in [0, 1] or integers in [0, 255]"
+        raise UserError(f"{path}: values from {low:g} to {high:g}; {expected}{hint}")
     return x.astype(np.float32 if x.dtype.kind == "f" else np.uint8)
 
 

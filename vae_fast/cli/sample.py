@@ -29,7 +29,8 @@ def sample(
         ckpt_path: Checkpoint to sample from; by default the best of the newest run.
         run_dir: Where to look for the newest run.
         seed: Seed of all draws.
-        mean: The mean of p(x|z), not a draw; by default so for images, not for counts.
+        mean: The mean of p(x|z) (of categorical the likeliest level; green's and blue's of a mixture approximately),
+            not a draw; by default so for images, not for counts.
     """
     target = Path(out).expanduser()
     if target.suffix.lower() not in (".png", ".npy"):

@@ -16,6 +16,7 @@ def test(
     ckpt_path: str | None = None,
     data: str | None = None,
     layer: str | None = None,
+    labels: str | None = None,
     k: int = 100,
     batch_size: int | None = None,
     run_dir: str = RUNS,
@@ -29,6 +30,7 @@ def test(
         ckpt_path: Checkpoint to test; by default the best of the newest run.
         data: Images or counts, as for vae-fast fit; by default those it was trained on. Their test split is used.
         layer: Where the counts are in a .h5ad file, as for vae-fast fit.
+        labels: Where the classes of counts are, as for vae-fast fit.
         k: Importance samples of the log-evidence; 0 leaves it out.
         batch_size: Images or rows in a batch, as in training by default; small ones are taken more at a time.
         run_dir: Where to look for the newest run.
@@ -41,7 +43,7 @@ def test(
     path = find_checkpoint(ckpt_path, run_dir)
     checkpoint = read_checkpoint(path)
     model = load_model(path, checkpoint)
-    tested = load_data(path, checkpoint, data=data, batch_size=batch_size, layer=layer)
+    tested = load_data(path, checkpoint, data=data, batch_size=batch_size, layer=layer, labels=labels)
     results = evaluate(model, tested, k, seed=seed, accelerator=accelerator, precision=precision)
     print(aligned({"checkpoint": path}))
     print(table(results, tested.unit, f"{len(tested.test_rows)} test {tested.unit}s of {tested.data}", k))

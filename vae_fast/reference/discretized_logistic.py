@@ -9,6 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 _LARGEST_INVERSE = 69.0  # e^-s is e^69 at most: products with it stay finite
 # What trained models were trained with: smallest log-scale, where the upper bin begins, least difference's logarithm
@@ -81,11 +82,16 @@ def discretized_logistic_mean(
     """E[x] = x_low + (x_high - x_low) / (levels - 1) * sum of P(level >= k), k = 1 to levels - 1."""
     steps = int(levels) - 1
     inverse = torch.exp((-log_scale).clamp(max=_LARGEST_INVERSE))
-    edges = ((2 * k - 1) / steps - 1 for k in range(1, steps + 1))
+    level = checkpoint(_expected_level, mean, inverse, steps, use_reentrant=False, preserve_rng_state=False)
+    return x_low + level * ((x_high - x_low) / steps)
+
+
+def _expected_level(mean: Tensor, inverse: Tensor, steps: int) -> Tensor:
+    """The sum of P(level >= k), k = 1 to steps; its terms are not kept for a gradient, which computes them again."""
     total = torch.zeros_like(mean * inverse)
-    for edge in edges:
-        total = total + torch.sigmoid((mean - edge) * inverse)
-    return x_low + total * ((x_high - x_low) / steps)
+    for k in range(1, steps + 1):
+        total = total + torch.sigmoid((mean - ((2 * k - 1) / steps - 1)) * inverse)
+    return total
 
 
 def discretized_logistic_sample(

@@ -6,7 +6,11 @@ Source: Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017; the probabili
 import torch
 from torch import Tensor
 
-from vae_fast.reference.discretized_logistic import discretized_logistic, nearest_level
+from vae_fast.reference.discretized_logistic import (
+    discretized_logistic,
+    discretized_logistic_mean,
+    nearest_level,
+)
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
 _SMALLEST = -7.0  # log-scale of mixtures, with compat
@@ -73,17 +77,18 @@ def discretized_logistic_mixture_mean(
     x_high: float = 1.0,
     compat: str | None = None,
 ) -> Tensor:
-    """E[x], [B, channels, N], from x_low to x_high: the components' means, weighted.
+    """E[x], [B, channels, N], from x_low to x_high: the components' `discretized_logistic_mean`s, weighted.
 
-    A component's mean is its logistic's, clamped to [-1, 1]; green's and blue's are those given the means before.
+    Exact for one channel, and for red. Green's and blue's are approximate: a component's location is taken at its
+    expected values of the channels before, where the mean over their values would be E[x]. compat changes nothing.
     """
-    logits, means, _, coefficients = split_mixture(parameters, int(channels))
-    each = [means[:, 0].clamp(-1, 1)]
-    for c in range(1, int(channels)):
-        seen = torch.stack((*each, *[each[0]] * (int(channels) - c)), 1)
-        each.append(conditional_means(means, coefficients, seen)[:, c].clamp(-1, 1))
+    logits, means, log_scales, coefficients = split_mixture(parameters, int(channels))
+    expected = [torch.zeros_like(logits)] * int(channels)
+    for c in range(int(channels)):
+        location = conditional_means(means, coefficients, torch.stack(expected, 1))[:, c]
+        expected[c] = discretized_logistic_mean(location, log_scales[:, c], levels=levels)
     weights = torch.softmax(logits, 1).unsqueeze(1)
-    return _from_centre((weights * torch.stack(each, 1)).sum(2), x_low, x_high)
+    return _from_centre((weights * torch.stack(expected, 1)).sum(2), x_low, x_high)
 
 
 def discretized_logistic_mixture_sample(
