@@ -19,7 +19,8 @@ needs_nvcc = pytest.mark.skipif(cuda_launches.unavailable() is not None, reason=
 
 @pytest.fixture(scope="module")
 def done(request):
-    """(kernels, name) -> the finished run of a file; all run beside each other, one a core."""
+    """(kernels, name) -> the finished run of a file. All run beside each other, one a core; where pytest has processes
+    of its own for that (-n), each when it is asked for."""
     asked = {tuple(item.callspec.params.values()) for item in request.session.items if item.path == request.path}
 
     def run(kernels, name):
@@ -29,6 +30,9 @@ def done(request):
             command, cwd=request.config.rootpath, env=environment, capture_output=True, text=True, timeout=900
         )
 
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        yield run
+        return
     if any(kernels == "cuda" for kernels, _ in asked):
         cuda_launches.library()  # built once, not by each
     with ThreadPoolExecutor(os.cpu_count()) as pool:
