@@ -67,31 +67,37 @@ def load(path: Path) -> tuple[dict[str, Any], list[Record], dict[str, list[table
 
 
 def plot(about: dict[str, Any], records: Sequence[Record], name: str, path: Path) -> bool:
-    """A panel an operator, a line an opponent and dtype, over the number of elements; False with nothing to draw."""
+    """A panel for each operator of several sizes: a line an opponent and dtype, over the number of elements; and one
+    for all the others, by rows. False with nothing to draw."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure_of, label, logarithmic = PLOTS[name]
+    scale = "log" if logarithmic else "linear"
     shown = [r for case in tables.grouped(records) for r in case.values() if r["direction"] == "forward + backward"]
-    operators = list(dict.fromkeys(r["operator"] for r in shown))
-    if not operators:
+    of = {r["operator"]: [other for other in shown if other["operator"] == r["operator"]] for r in shown}
+    several = [operator for operator, some in of.items() if len({elements(r) for r in some}) > 1]
+    rows = [operator for operator in of if operator not in several]
+    if not of:
         return False
-    across = min(3, len(operators))
-    down = -(-len(operators) // across)
+    across = max(1, min(3, len(several)))
+    down = -(-len(several) // across)
+    heights = [2.6 * down] * bool(several) + [0.3 * len(rows) + 0.6] * bool(rows)
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 8}):
-        figure, axes = plt.subplots(
-            down, across, figsize=(4 * across, 2.6 * down + 0.8), squeeze=False, layout="constrained"
-        )
+        figure = plt.figure(figsize=(4 * across, sum(heights) + 0.8), layout="constrained")
+        parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]  # margins of their own
         lines: dict[str, Any] = {}
-        for panel, operator in zip(axes.flat, operators, strict=False):
-            lines |= draw(panel, [r for r in shown if r["operator"] == operator], figure_of)
-            panel.set(title=operator, xscale="log", yscale="log" if logarithmic else "linear")
-        for panel in axes.flat[len(operators) :]:
-            panel.set_axis_off()
-        figure.supylabel(label)
-        figure.supxlabel("elements; solid: float32, dashed: bfloat16")
+        for i, operator in enumerate(several):
+            panel = parts[0].add_subplot(down, across, i + 1)
+            lines |= draw(panel, of[operator], figure_of)
+            panel.set(title=textwrap.fill(operator, 40), xscale="log", yscale=scale, ylabel=label)
+        if rows:
+            panel = parts[-1].add_subplot()
+            lines |= draw_rows(panel, {operator: of[operator] for operator in rows}, figure_of)
+            panel.set(xscale=scale, xlabel=label)
+        figure.supxlabel("lines: over elements; solid: float32, dashed: bfloat16")
         legend = tables.in_order(lines)
         figure.legend([lines[n] for n in legend], legend, loc="outside upper center", ncols=len(legend), frameon=False)
         caption = textwrap.fill(" ".join(tables.setting(about).split()), 200)
@@ -101,6 +107,10 @@ def plot(about: dict[str, Any], records: Sequence[Record], name: str, path: Path
     return True
 
 
+def elements(r: Record) -> int:
+    return int(r["rows"] * r["columns"])
+
+
 def draw(panel: Any, records: Sequence[Record], figure_of: Callable[[Record], float | None]) -> dict[str, Any]:
     """One operator's lines; a line for each name, for the legend."""
     found = {}
@@ -108,10 +118,25 @@ def draw(panel: Any, records: Sequence[Record], figure_of: Callable[[Record], fl
         points: dict[int, float] = {}
         for r in records:  # of several shapes with as many elements, the first
             if (r["opponent"], r["dtype"]) == (name, dtype) and (value := figure_of(r)) is not None:
-                points.setdefault(r["rows"] * r["columns"], value)
+                points.setdefault(elements(r), value)
         if points:
             style = {"color": COLOURS.get(name), "linestyle": "-" if dtype == "float32" else "--", "marker": "."}
             (found[name],) = panel.plot(*zip(*sorted(points.items()), strict=True), label=name, **style)
+    return found
+
+
+def draw_rows(panel: Any, of: dict[str, list[Record]], figure_of: Callable[[Record], float | None]) -> dict[str, Any]:
+    """A row an operator, a dot an opponent; a dot for each name, for the legend."""
+    found = {}
+    names = [f"{operator} {some[0]['rows']} x {some[0]['columns']}" for operator, some in of.items()]
+    for row, some in enumerate(of.values()):
+        for r in some:
+            name = r["opponent"]
+            if name != LIMITS[1] and (value := figure_of(r)) is not None:
+                (found[name],) = panel.plot(value, row, marker="o", linestyle="", color=COLOURS.get(name), label=name)
+    panel.set_yticks(range(len(names)), names)
+    panel.invert_yaxis()
+    panel.grid(axis="y", alpha=0.3)
     return found
 
 
