@@ -342,8 +342,11 @@ def counted(step: Callable[[], None]) -> tuple[int, int]:
 
     metrics.reset()
     step()
-    events = events_of(step)
-    return peak_memory(step, events), operations(events, on_gpu()) + (0 if on_gpu() else metrics.generated_kernel_count)
+    for _ in range(3):  # PyTorch's profiler may lose events of memory, and a step that only frees is none
+        events = events_of(step)
+        if (peak := peak_memory(step, events)) > 0:
+            break
+    return peak, operations(events, on_gpu()) + (0 if on_gpu() else metrics.generated_kernel_count)
 
 
 def speed_row(training: Training, m: Measurement) -> Row:
