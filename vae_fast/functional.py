@@ -353,10 +353,8 @@ def negative_binomial_nll(
 
     Returns [B] in nats, float32 (float64 for float64 parameters).
     """
-    entry, owner = LIKELIHOODS["negative_binomial"], "negative_binomial_nll"
-    parameters = (mu, theta, 1.0 if library is None else library)
-    options = entry.chosen(owner, {"log_mu": log_mu, "log_theta": log_theta})
-    return nll(entry, (owner, *entry.parameters), parameters, x, weight, mask, options)
+    options = {"log_mu": log_mu, "log_theta": log_theta}
+    return _nll_of_counts("negative_binomial", (mu, theta), library, x, weight, mask, options)
 
 
 def zero_inflated_negative_binomial_nll(
@@ -382,10 +380,23 @@ def zero_inflated_negative_binomial_nll(
 
     Returns [B] in nats, float32 (float64 for float64 parameters).
     """
-    entry, owner = LIKELIHOODS["zero_inflated_negative_binomial"], "zero_inflated_negative_binomial_nll"
-    parameters = (mu, theta, pi, 1.0 if library is None else library)
-    options = entry.chosen(owner, {"log_mu": log_mu, "log_theta": log_theta})
-    return nll(entry, (owner, *entry.parameters), parameters, x, weight, mask, options)
+    options = {"log_mu": log_mu, "log_theta": log_theta}
+    return _nll_of_counts("zero_inflated_negative_binomial", (mu, theta, pi), library, x, weight, mask, options)
+
+
+def _nll_of_counts(
+    name: str,
+    parameters: tuple[float | Tensor, ...],
+    library: float | Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    options: Options,
+) -> Tensor:
+    """`nll` for a likelihood whose last parameter is the library; None is 1."""
+    entry, owner = LIKELIHOODS[name], f"{name}_nll"
+    given = (*parameters, 1.0 if library is None else library)
+    return nll(entry, (owner, *entry.parameters), given, x, weight, mask, entry.chosen(owner, options))
 
 
 def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
