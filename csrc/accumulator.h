@@ -15,10 +15,13 @@
 //   kPixels                                        these counts are pixels: a GPU has kernels for half precision too
 //   kSparse                                        step leaves out what vanishes at x = 0:
 //   rest(lane, parameters, x, scale, gradients)    adds that to the state, and to the gradients
-//   kCarried                                       if not 0, a CPU takes the first half of many steps before the second:
-//   prepare(parameters, carried)                   so many numbers that the second half,
-//   complete(lane, seen, x, scale, gradients)      finds behind the parameters: of chains of operations half as long, a
-//                                                  processor runs twice as many
+//   kParts                                         in how many parts a CPU takes a step of many operations: one part of a
+//                                                  block's steps after the other, since of short chains of operations a
+//                                                  processor runs more at once
+//   kCarried                                       how many numbers each of them but the last hands on
+//   prepare(seen, carried)                         such a part. It finds what was handed on so far behind the parameters,
+//                                                  and by how many they are it is known
+//   complete(lane, seen, x, scale, gradients)      the last part, instead of step
 //   kWhole                                         whether a GPU, which has them in one thread, need not take both:
 //   whole(lane, parameters, x, scale, gradients)   step and, unless x = 0, rest, with what they have in common
 //   finish(total, count)                           closes the sum over `count` observations, in nats; a row's parts,
@@ -35,7 +38,7 @@
 namespace vae_fast {
 
 struct Defaults {
-  static constexpr int kJoined = 1 << 30, kOptions = 0, kOfColumns = 0, kCarried = 0;
+  static constexpr int kJoined = 1 << 30, kOptions = 0, kOfColumns = 0, kParts = 1, kCarried[] = {0};
   static constexpr bool kHeavy = false, kPlain = false, kCounts = false, kPixels = false;
   static constexpr bool kSparse = false, kWhole = false;
 };

@@ -374,22 +374,37 @@ VAE_FAST_FN float nearest(float v) {
 }
 VAE_FAST_FN double nearest(double v) { return std::nearbyint(v); }
 
-// log((1 - e^-a) / a) for a >= 0, given e^-a: by its series where a < 1
-VAE_FAST_FN float log_decay_ratio(float a, float exp_minus_a) {
+// sum + ln(product) grows by ln v, v normal and > 0. On a CPU it is multiplied in, and its exponent, by which the product
+// stays in [1, 2), added to the sum: a quarter of a logarithm's operations.
+VAE_FAST_FN void add_log(float v, float& sum, float& product) {
+#if defined(__CUDA_ARCH__)
+  sum += gpu::lg2(v) * gpu::kLn2;
+#else
+  const float grown = product * v;
+  const uint32_t power = (bits<uint32_t>(grown) & 0x7f800000u) - 0x3f800000u;
+  sum += detail::exponent_of(power) * 0.693147181f;
+  product = bits<float>(bits<uint32_t>(grown) - power);
+#endif
+}
+VAE_FAST_FN void add_log(double v, double& sum, double&) { sum += log(v); }
+
+// The same by log((1 - e^-a) / a) for a >= 0, given e^-a: by its series where a < 1
+VAE_FAST_FN void add_log_decay_ratio(float a, float exp_minus_a, float& sum, float& product) {
   constexpr float kCoefficients[] = {4.166665583e-2f, -3.471350022e-4f, 5.33532848e-6f};
   const float near = a * (a * polynomial(a * a, kCoefficients) - 0.5f);
   const float rest = 1.f - exp_minus_a, ratio = rest * rest * quotient(1.f, a * rest);
 #if defined(__CUDA_ARCH__)  // ratio is not near 1 then
-  return a < 1.f ? near : gpu::lg2(ratio) * gpu::kLn2;
+  sum += a < 1.f ? near : gpu::lg2(ratio) * gpu::kLn2;
 #else
-  return a < 1.f ? near : log(ratio);
+  sum += choose(a >= 1.f, 0.f, near);
+  add_log(choose(a >= 1.f, ratio, 1.f), sum, product);
 #endif
 }
-VAE_FAST_FN double log_decay_ratio(double a, double) {
+VAE_FAST_FN void add_log_decay_ratio(double a, double, double& sum, double&) {
   constexpr double kCoefficients[] = {
       1. / 24, -1. / 2880, 1. / 181440, -1. / 9676800, 1. / 479001600, -691. / 15692092416000., 1. / 1046139494400.};
   const double near = a * (a * polynomial(a * a, kCoefficients) - 0.5);
-  return a < 0.5 ? near : std::log(-std::expm1(-a) / a);
+  sum += a < 0.5 ? near : std::log(-std::expm1(-a) / a);
 }
 
 // 1/a - 1 / (e^a - 1) for a >= 0, given e^-a: by its series where a < 1; from 1/2 at a = 0 down to 0

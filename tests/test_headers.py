@@ -25,8 +25,10 @@ __global__ void run(const T* options, const T* in, T* out) {
   for (int lane = 0; lane < 2; ++lane) {
     T parameters[K], gradients[K];
     for (int k = 0; k < K; ++k) parameters[k] = in[lane * (K + 2) + k];
-    state.step(lane, parameters, in[lane * (K + 2) + K], in[lane * (K + 2) + K + 1], gradients);
-    if constexpr (A::kSparse) state.rest(lane, parameters, in[lane * (K + 2) + K], T(1), gradients);
+    const T x = in[lane * (K + 2) + K], scale = in[lane * (K + 2) + K + 1];
+    if constexpr (A::kWhole) state.whole(lane, parameters, x, scale, gradients);
+    if constexpr (A::kParts == 1) state.step(lane, parameters, x, scale, gradients);
+    if constexpr (A::kSparse) state.rest(lane, parameters, x, T(1), gradients);
     for (int k = 0; k < K; ++k) out[lane * K + k] = gradients[k];
   }
   state.join(0, 1);

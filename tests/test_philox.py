@@ -38,6 +38,11 @@ void philox_words(uint32_t* c, uint64_t seed) {
   vae_fast::philox(words, vae_fast::PhiloxKeys<uint32_t>(seed));
   for (int i = 0; i < 4; ++i) c[i] = words[i];
 }
+static float log_decay_ratio(float v) {
+  float sum = 0.f, product = 1.f;
+  vae_fast::add_log_decay_ratio(v, vae_fast::exp_nonpositive(-v), sum, product);
+  return sum + vae_fast::log(product);
+}
 #define EACH(name, expression) \\
   void name(const float* in, float* out, long n) { \\
     for (long i = 0; i < n; ++i) { const float v = in[i]; out[i] = expression; } \\
@@ -52,7 +57,7 @@ EACH(expm1_minus_, vae_fast::expm1_minus(v, vae_fast::exp(v)))
 EACH(sin_pi_, vae_fast::sin_pi(v))
 EACH(decay_deficit_, 1.f - vae_fast::decay_deficit(v))
 EACH(nearest_, vae_fast::nearest(v))
-EACH(log_decay_ratio_, vae_fast::log_decay_ratio(v, vae_fast::exp_nonpositive(-v)))
+EACH(log_decay_ratio_, log_decay_ratio(v))
 EACH(decay_mean_, vae_fast::decay_mean(v, vae_fast::exp_nonpositive(-v)))
 EACH(times_sign_, vae_fast::times_sign(-2.f, v))
 }

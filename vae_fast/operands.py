@@ -38,7 +38,7 @@ def observations(
         p if isinstance(p, Tensor) else _number(checks.number(owner, other, p), first)
         for other, p in zip(others, parameters[1:], strict=True)
     ]
-    if entry.per_row:
+    if entry.per_row and isinstance(parameters[-1], Tensor):
         rest[-1] = checks.one_a_row(owner, others[-1], rest[-1], x)
     if _channels_last(first) and _channels_last(x):
         for k, p in enumerate(rest):
@@ -48,8 +48,8 @@ def observations(
         mask = mask if mask is None else _channels_to_the_end(mask)
         first, x = _channels_to_the_end(first), _channels_to_the_end(x)
     tensors = [rows_of(first)]
-    for other, p in zip(others, rest, strict=True):
-        tensors.append(_broadcast_rows(owner, other, p, "x", first))
+    for other, given, p in zip(others, parameters[1:], rest, strict=True):
+        tensors.append(_broadcast_rows(owner, other, p, "x", first) if isinstance(given, Tensor) else p)
     return tensors, rows_of(x), weight, mask if mask is None else rows_of(mask)
 
 
@@ -86,7 +86,16 @@ def _flat(t: Tensor) -> Tensor:
     return t.flatten(2) if t.dim() > 2 else t.unsqueeze(2)
 
 
+# The numbers that stand in for parameters most often: making one takes longer than all checks of a call
+_NUMBERS = {0.0: torch.zeros(1, 1), 1.0: torch.ones(1, 1)}
+
+
 def _number(p: float, like: Tensor) -> Tensor:
+    """p as [1, 1] in the dtype that computes with `like`."""
+    if type(like) in (Tensor, torch.nn.Parameter) and like.is_cpu and not torch.compiler.is_compiling():
+        found = _NUMBERS.get(p)
+        if found is not None and like.dtype is not torch.float64:
+            return found
     return torch.full((1, 1), p, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
@@ -106,9 +115,13 @@ def _broadcast_rows(owner: str, name: str, p: Tensor, of: str, like: Tensor) -> 
     checks.same_device(owner, of, like, name, p)
     if p.numel() == 1:
         return p.reshape(1, 1)
-    if p.dtype.itemsize == 2 and p.shape != like.shape:
+    if p.shape == like.shape:
+        return rows_of(p)
+    if p.dtype.itemsize == 2:
         p = p.float()  # what torch expands it also sums, in the same dtype
     try:
+        if p.shape == like.shape[1:]:
+            return p.reshape(1, -1)
         if p.dim() < like.dim() or p.shape[0] == 1:
             return p.expand(1, *like.shape[1:]).reshape(1, -1)
         if p.shape == (like.shape[0], *[1] * (like.dim() - 1)):

@@ -18,13 +18,17 @@ inline __attribute__((always_inline)) void hold(const T* logits, int k, int coun
     held[lane] = k + lane < count && k + lane != hidden ? logits[k + lane] : -std::numeric_limits<T>::infinity();
 }
 
+// Meanwhile memory fetches what will be written
 template <class T>
-inline __attribute__((always_inline)) T largest(const T* logits, int count) {
+inline __attribute__((always_inline)) T largest(const T* logits, int count, const T* gradient) {
   T top[kLanes], held[kLanes];
   const int whole = count - count % kLanes;
   hold(logits, whole, count, -1, top);
-  for (int k = 0; k < whole; k += kLanes) VAE_FAST_BY_LANES
-  for (int lane = 0; lane < kLanes; ++lane) top[lane] = larger(logits[k + lane], top[lane]);
+  for (int k = 0; k < whole; k += kLanes) {
+    __builtin_prefetch(gradient + k, 1);
+    VAE_FAST_BY_LANES
+    for (int lane = 0; lane < kLanes; ++lane) top[lane] = larger(logits[k + lane], top[lane]);
+  }
   for (int lane = 0; lane < kLanes; ++lane) held[lane] = top[lane];
   for (int width = kLanes / 2; width > 0; width /= 2)
     for (int lane = 0; lane < width; ++lane) held[lane] = larger(held[lane], held[lane + width]);
@@ -42,14 +46,19 @@ inline __attribute__((always_inline)) void weigh_lanes(const T* logits, T top, T
   }
 }
 
-// The same of those in [first, last), a multiple of kLanes: their sum, by blocks, so that rounding doesn't grow with it
+// The same of those in [first, last), a multiple of kLanes: their sum, by blocks, so that rounding doesn't grow with it.
+// Meanwhile memory fetches the next observation, `count` logits further on.
 template <bool GRADIENTS, class T>
-inline __attribute__((always_inline)) double weigh_classes(const T* logits, int first, int last, T top, T* weights) {
+inline __attribute__((always_inline)) double weigh_classes(const T* logits, int count, int first, int last, T top,
+                                                           T* weights) {
   double total = 0;
   for (int begin = first; begin < last; begin += kBlock) {
     T sums[kLanes] = {};
     const int end = std::min(last, begin + kBlock);
-    for (int k = begin; k < end; k += kLanes) weigh_lanes<GRADIENTS>(logits + k, top, weights + k, sums);
+    for (int k = begin; k < end; k += kLanes) {
+      __builtin_prefetch(logits + count + k);
+      weigh_lanes<GRADIENTS>(logits + k, top, weights + k, sums);
+    }
     total += add_lanes(sums);
   }
   return total;
@@ -61,9 +70,10 @@ inline __attribute__((always_inline)) T close_classes(const T* logits, int count
   const int nearest = x >= T(0) && x < T(count) ? static_cast<int>(x) : 0;
   const bool there = x == T(nearest);  // else it is no class
   const int at = there ? nearest : 0, whole = count - count % kLanes, mine = at - at % kLanes;
-  const T top = largest(logits, count), picked = there ? logits[at] : std::numeric_limits<T>::quiet_NaN();
-  double others = weigh_classes<GRADIENTS>(logits, 0, std::min(mine, whole), top, gradient) +
-                  weigh_classes<GRADIENTS>(logits, mine + kLanes, whole, top, gradient);
+  const T top = largest(logits, count, gradient);
+  const T picked = there ? logits[at] : std::numeric_limits<T>::quiet_NaN();
+  double others = weigh_classes<GRADIENTS>(logits, count, 0, std::min(mine, whole), top, gradient) +
+                  weigh_classes<GRADIENTS>(logits, count, mine + kLanes, whole, top, gradient);
   for (const int k : {mine, whole}) {
     if (k == count) break;  // there is no rest
     T held[kLanes], weights[kLanes], sums[kLanes] = {};

@@ -66,20 +66,38 @@ inline __attribute__((always_inline)) T add_lanes(T (&sums)[kLanes]) {
 // Which of an accumulator's functions sees the observations
 enum class Part { kStep, kRest };
 
-// How many numbers of an observation that function sees
+// How many numbers of an observation the part finds: the parameters, and what parts before it handed on
+template <class A>
+constexpr int seen_by(int part) {
+  int seen = A::kParameters;
+  for (int k = 0; k < part; ++k) seen += A::kCarried[k];
+  return seen;
+}
 template <class A, Part PART>
-constexpr int kSeen = A::kParameters + (PART == Part::kStep ? A::kCarried : 0);
+constexpr int kSeen = seen_by<A>(PART == Part::kStep ? A::kParts - 1 : 0);
 
-// What the first half of kLanes steps hands on, behind their parameters
-template <class A, class T>
-inline __attribute__((always_inline)) void prepare_lanes(const A& state, const T* const* parameters,
-                                                         T* const* carried) {
+// All parts of n steps but the last; n is a multiple of kLanes. Meanwhile memory fetches what the last part will write
+// to, and the next n observations: parts in turn would ask for it all at once, and wait.
+template <int NEXT = 0, class A, class T>
+inline __attribute__((always_inline)) void prepare(const A& state, const T* const* parameters, T (*carried)[kBlock],
+                                                   const T* x, T* const* gradients, int n) {
+  if constexpr (NEXT + 1 < A::kParts) {
+    constexpr int K = A::kParameters, S = seen_by<A>(NEXT), HANDED = A::kCarried[NEXT];
+    for (int i = 0; i < n; i += kLanes) {
+      if (NEXT == 0) {
+        __builtin_prefetch(x + n + i);
+        for (int k = 0; k < K - shares_last<A, T>; ++k)
+          __builtin_prefetch(parameters[k] + n + i), __builtin_prefetch(gradients[k] + i, 1);
+      }
 #pragma GCC ivdep
-  for (int lane = 0; lane < kLanes; ++lane) {
-    T in[A::kParameters], out[A::kCarried];
-    for (int k = 0; k < A::kParameters; ++k) in[k] = parameters[k][lane];
-    state.prepare(in, out);
-    for (int k = 0; k < A::kCarried; ++k) carried[k][lane] = out[k];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        T in[S], out[HANDED];
+        for (int k = 0; k < S; ++k) in[k] = (k < K ? parameters[k] : carried[k - K])[i + lane];
+        state.prepare(in, out);
+        for (int k = 0; k < HANDED; ++k) carried[S - K + k][i + lane] = out[k];
+      }
+    }
+    prepare<NEXT + 1>(state, parameters, carried, x, gradients, n);
   }
 }
 
@@ -107,41 +125,30 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
   T sums[kLanes] = {}, carried[S - K + 1][kBlock];
   A state = start<A, T>(options, parameters[K - 1][0]);
   const int whole = n - n % kLanes;
-  const auto seen_from = [&](int i, const T*(&seen)[S]) {
-    for (int k = 0; k < S; ++k) seen[k] = (k < K ? parameters[k] : carried[k - K]) + i;
-  };
-  if constexpr (S > K)
-    for (int i = 0; i < whole; i += kLanes) {
-      const T* seen[S];
-      T* to[S - K];
-      seen_from(i, seen);
-      for (int k = K; k < S; ++k) to[k - K] = carried[k - K] + i;
-      prepare_lanes(state, seen, to);
-    }
+  if constexpr (S > K) prepare(state, parameters, carried, x, gradients, whole);
   for (int i = 0; i < whole; i += kLanes) {
     const T* seen[S];
     T* out[K];
-    seen_from(i, seen);
+    for (int k = 0; k < S; ++k) seen[k] = (k < K ? parameters[k] : carried[k - K]) + i;
     for (int k = 0; k < K; ++k) out[k] = gradients[k] + i;
     step_lanes<GRADIENTS, PART>(state, seen, x + i, out, scale);
   }
   if (whole > 0)
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] = state.sum(lane);
   if (const int rest = n - whole) {
-    T copies[S + 1][kLanes], out[K][kLanes];
+    T copies[K + 1][kLanes], out[K][kLanes];
     const T* seen[S];
-    T *to[K], *handed[S - K + 1];
+    T* to[K];
     A tail = start<A, T>(options, parameters[K - 1][0]);
-    for (int k = 0; k < S; ++k) seen[k] = copies[k];
+    for (int k = 0; k < S; ++k) seen[k] = k < K ? copies[k] : carried[k - K];
     for (int k = 0; k < K; ++k) to[k] = out[k];
-    for (int k = K; k < S; ++k) handed[k - K] = copies[k];
     for (int lane = 0; lane < kLanes; ++lane) {
       const int from = whole + (lane < rest ? lane : rest - 1);
       for (int k = 0; k < K; ++k) copies[k][lane] = parameters[k][from];
-      copies[S][lane] = x[from];
+      copies[K][lane] = x[from];
     }
-    if constexpr (S > K) prepare_lanes(tail, seen, handed);
-    step_lanes<GRADIENTS, PART>(tail, seen, copies[S], to, scale);
+    if constexpr (S > K) prepare(tail, seen, carried, copies[K], to, kLanes);
+    step_lanes<GRADIENTS, PART>(tail, seen, copies[K], to, scale);
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
     if (GRADIENTS)
       for (int k = 0; k < K; ++k)
@@ -190,24 +197,25 @@ inline __attribute__((always_inline)) int places_of_others(const T* x, int n, in
   return count;
 }
 
-// What `step` left out of n observations: the rest of those that aren't 0, packed together; gradients are added to
+// What `step` left out of n observations: the rest of those that aren't 0, packed together; to the gradients that are
+// asked for it is added
 template <class A, bool GRADIENTS, class T>
 inline __attribute__((always_inline)) T accumulate_rest(const T* options, const T* const* parameters, const T* x,
-                                                        T* const* gradients, T scale, int n) {
-  constexpr int K = A::kParameters;
+                                                        T* const* gradients, const bool* asked, T scale, int n) {
+  constexpr int K = A::kParameters, OWN = K - shares_last<A, T>;  // of the last, all are the same
   int places[kBlock + 8];
   const int count = places_of_others(x, n, places);
   if (count == 0) return T(0);
   T packed[K + 1][kBlock], found[K][kBlock];
   const T* in[K];
   T* out[K];
-  for (int k = 0; k <= K; ++k)
-    for (int i = 0; i < count; ++i) packed[k][i] = (k < K ? parameters[k] : x)[places[i]];
-  for (int k = 0; k < K; ++k) in[k] = packed[k], out[k] = found[k];
+  for (int k = 0; k < K; ++k) in[k] = k < OWN ? packed[k] : parameters[k], out[k] = found[k];
+  for (int k = 0; k < OWN; ++k)
+    for (int i = 0; i < count; ++i) packed[k][i] = parameters[k][places[i]];
+  for (int i = 0; i < count; ++i) packed[K][i] = x[places[i]];
   const T value = accumulate<A, GRADIENTS, Part::kRest>(options, in, packed[K], out, scale, count);
-  if (GRADIENTS)
-    for (int k = 0; k < K; ++k)
-      for (int i = 0; i < count; ++i) gradients[k][places[i]] += found[k][i];
+  for (int k = 0; GRADIENTS && k < K; ++k)
+    for (int i = 0; i < (asked[k] ? count : 0); ++i) gradients[k][places[i]] += found[k][i];
   return value;
 }
 
@@ -248,6 +256,8 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   T *out[K], *target[K];
   for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, n, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
+  bool asked[K];
+  for (int k = 0; k < K; ++k) asked[k] = p.gradients[k].to.data;
   for (int k = 0; k < K; ++k)
     target[k] = out[k] = p.gradients[k].direct() ? destination(p.gradients[k].to, row, column, buffers[k]) : buffers[k];
 
@@ -269,7 +279,7 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   if (count > 0) {
     double& value = p.values[p.cell(row, column)];
     value += accumulate<A, GRADIENTS>(options, in, in[K], out, scale, count);
-    if constexpr (A::kSparse) value += accumulate_rest<A, GRADIENTS>(options, in, in[K], out, scale, count);
+    if constexpr (A::kSparse) value += accumulate_rest<A, GRADIENTS>(options, in, in[K], out, asked, scale, count);
   }
   for (int k = 0; GRADIENTS && k < K; ++k) {
     Gradient& g = p.gradients[k];

@@ -106,9 +106,9 @@ struct Use {
 template <class A, int K>
 __device__ __forceinline__ void see_one(A& state, int lane, const float (&parameters)[K], float x, float scale,
                                         float (&gradients)[K]) {
-  if constexpr (A::kWhole) return state.whole(lane, parameters, x, scale, gradients);
-  state.step(lane, parameters, x, scale, gradients);
-  if constexpr (A::kSparse)
+  if constexpr (A::kWhole) state.whole(lane, parameters, x, scale, gradients);
+  else state.step(lane, parameters, x, scale, gradients);
+  if constexpr (A::kSparse && !A::kWhole)
     if (x != 0.f) state.rest(lane, parameters, x, scale, gradients);
 }
 

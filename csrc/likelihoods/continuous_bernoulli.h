@@ -7,17 +7,29 @@
 
 namespace vae_fast {
 
+// The logarithms are those of a product and of its powers of two.
 template <class T, int LANES>
 struct ContinuousBernoulli : Sum<T, LANES> {
   static constexpr int kParameters = 1;
   static constexpr bool kHeavy = true;
+  T product[LANES];
+
+  VAE_FAST_FN ContinuousBernoulli() : Sum<T, LANES>{} {
+    for (int lane = 0; lane < LANES; ++lane) product[lane] = T(1);
+  }
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
     const T l = parameters[0], a = magnitude(l), e = exp_nonpositive(-a);
     const T side = l < T(0) ? T(0) : T(1), d = side - x;  // of l's sign
-    this->total[lane] += l * d + log_decay_ratio(a, e);
+    this->total[lane] += l * d;
+    add_log_decay_ratio(a, e, this->total[lane], product[lane]);
     gradients[0] = scale * (d - (side + side - T(1)) * decay_mean(a, e));
   }
+  VAE_FAST_FN void join(int lane, int other) {
+    this->total[lane] += this->total[other];
+    add_log(product[other], this->total[lane], product[lane]);
+  }
+  VAE_FAST_FN T sum(int lane) const { return this->total[lane] + log(product[lane]); }
 };
 
 }  // namespace vae_fast

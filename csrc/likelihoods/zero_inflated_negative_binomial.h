@@ -23,61 +23,72 @@ VAE_FAST_FN double below_two(double e, double& sum) {
   return 0.;
 }
 
-// A zero: -log(1 - a) = nll + log1p(e) with e = a/(1 - a) and nll = 0; where both of its causes are rarer than e^-20,
-// 1 - a = e^-lift mixed, nll = lift - ln 2 and e = 2/mixed - 1
+// A zero: -log(1 - a) = lift + log1p(e), e = a/(1 - a). e^lift brings causes of which both are rarer than e^-20 (double:
+// e^-60) there, before their powers underflow; what they are beside 1 vanishes either way.
+template <class T>
+VAE_FAST_FN T lift_of(T l, T n) {
+  constexpr T kDeep = sizeof(T) == 4 ? 20 : 60;
+  return larger(smaller(-l, n) - kDeep, T(0));
+}
+
+// Times e^lift: side = e^-|l|, power = e^-n, rest = 1 - power
+template <class T>
+struct Causes {
+  T side, power, rest;
+};
+template <class T>
+VAE_FAST_FN Causes<T> causes_of(T l, T n, T lift) {
+  Causes<T> c;
+  c.side = exp_nonpositive(lift - magnitude(l));
+  c.rest = -expm1_nonpositive(lift - n, c.power);
+  return c;
+}
+
 template <class T>
 struct InflatedZero {
-  static constexpr T kDeep = sizeof(T) == 4 ? 20 : 60;
-  T nll, e, by_logit, not_dropped;  // nll: without log1p(e); not_dropped: 1 - rho
+  T e, by_logit, not_dropped;  // not_dropped: 1 - rho
 
-  VAE_FAST_FN InflatedZero(T l, T n) {
-    const T depth = -larger(l, -n),
-            lift = depth > kDeep ? depth : T(0);  // e^lift is taken out of what would underflow,
-    const T level = depth > kDeep ? T(0) : T(1);  // and a sum of 1 and a power then is the 1
-    T power;                                      // e^-n
-    const T side = exp_nonpositive(lift - magnitude(l)), some = -expm1_nonpositive(lift - n, power);
-    const T dropped = l < T(0) ? side : T(1), kept = l < T(0) ? T(1) : side;  // sigmoid(l), sigmoid(-l) times `both`
-    const T both = T(1) + level * side, mixed = dropped + kept * power;
+  VAE_FAST_FN InflatedZero(T l, const Causes<T>& c) {
+    const T dropped = l < T(0) ? c.side : T(1),
+            kept = l < T(0) ? T(1) : c.side;  // sigmoid(l), sigmoid(-l) times `both`
+    const T both = T(1) + c.side, mixed = dropped + kept * c.power;
     const T inverse = quotient(T(1), both * mixed), inverse_mixed = both * inverse;
-    const T odds = kept * (depth > kDeep ? T(1) : some) * inverse_mixed;
-    e = depth > kDeep ? T(2) * inverse_mixed - T(1) : odds;
-    nll = lift - (T(1) - level) * T(kLogTwo);
-    by_logit = -dropped * (mixed * inverse) * odds;
-    not_dropped = kept * power * inverse_mixed;
+    e = kept * c.rest * inverse_mixed;
+    by_logit = -dropped * (mixed * inverse) * e;
+    not_dropped = kept * c.power * inverse_mixed;
   }
 };
 
 // The logarithm is shared: with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles with each e < 1.
 template <class T, int LANES>
 struct ZeroInflatedNegativeBinomial : NegativeBinomial<T, LANES> {
-  static constexpr int kParameters = 4, kJoined = 120, kCarried = 5;
+  static constexpr int kParameters = 4, kJoined = 120, kParts = 3, kCarried[] = {5, 3};
   T q[LANES];
 
   VAE_FAST_FN ZeroInflatedNegativeBinomial(const T* options, T library)
       : NegativeBinomial<T, LANES>(options, library), q{} {}
 
-  // The negative binomial's zero; others are for `rest`
+  // Of zeros: the negative binomial's, then the powers of its causes; others are for `rest`
   VAE_FAST_FN void prepare(const T (&parameters)[4], T (&carried)[5]) const {
     const Dispersed<T> d = this->observe(parameters[0], parameters[1], T(0));
     carried[0] = d.zero_nll(), carried[1] = d.zero_slope(), carried[2] = d.deviance;
     carried[3] = d.mu, carried[4] = d.theta;
   }
-  VAE_FAST_FN void complete(int lane, const T (&seen)[9], T x, T scale, T (&gradients)[4]) {
-    const T nll = seen[4], slope = seen[5], deviance = seen[6], mu = seen[7], theta = seen[8];
-    const InflatedZero<T> zero(seen[2], nll);
-    T sum = zero.nll;
+  VAE_FAST_FN void prepare(const T (&seen)[9], T (&carried)[3]) const {
+    const T l = seen[2], nll = seen[4];
+    const Causes<T> causes = causes_of(l, nll, lift_of(l, nll));
+    carried[0] = causes.side, carried[1] = causes.power, carried[2] = causes.rest;
+  }
+  VAE_FAST_FN void complete(int lane, const T (&seen)[12], T x, T scale, T (&gradients)[4]) {
+    const T l = seen[2], nll = seen[4], slope = seen[5], deviance = seen[6], mu = seen[7], theta = seen[8];
+    const InflatedZero<T> zero(l, {seen[9], seen[10], seen[11]});
+    T sum = lift_of(l, nll);
     const T e = choose(x == T(0), below_two(zero.e, sum), T(0));
     this->total[lane] += choose(x == T(0), sum, T(0));
     q[lane] += q[lane] * e + e;
     const T factor = x == T(0) ? scale : T(0), kept = factor * zero.not_dropped;
     this->spread(mu, theta, kept * slope, kept * deviance, gradients[0], gradients[1], gradients[3]);
     gradients[2] = factor * zero.by_logit;
-  }
-  VAE_FAST_FN void step(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
-    T carried[5], seen[9];
-    prepare(parameters, carried);
-    for (int k = 0; k < 9; ++k) seen[k] = k < 4 ? parameters[k] : carried[k - 4];
-    complete(lane, seen, x, scale, gradients);
   }
   VAE_FAST_FN void rest(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
     x = counted(x);
@@ -92,8 +103,9 @@ struct ZeroInflatedNegativeBinomial : NegativeBinomial<T, LANES> {
     const Dispersed<T> d = this->observe(parameters[0], parameters[1], x);
     T by_m, by_theta;
     if (x == T(0)) {
-      const InflatedZero<T> zero(parameters[2], d.zero_nll());
-      T sum = zero.nll;
+      const T l = parameters[2], n = d.zero_nll();
+      T sum = lift_of(l, n);
+      const InflatedZero<T> zero(l, causes_of(l, n, sum));
       const T e = below_two(zero.e, sum);
       this->total[lane] += sum;
       q[lane] += q[lane] * e + e;

@@ -29,20 +29,14 @@ def below_two(e):
 
 
 @triton.jit
-def inflated_zero(logit, side, n):
-    """(nll without log1p(e), e, d/dl, 1 - rho) of x = 0; side = e^-|l|"""
-    depth = tl.minimum(-logit, n)
-    lifted = depth > DEEP  # e^depth is taken out of what would underflow, and a sum of 1 and a power then is the 1
-    lift = tl.where(lifted, depth, 0.0)
-    side = tl.where(lifted, ex2((lift - tl.abs(logit)) * LOG2_E), side)
+def inflated_zero(logit, n, lift, side):
+    """(e, d/dl, 1 - rho) of x = 0; side = e^(lift - |l|)"""
     power = ex2((lift - n) * LOG2_E)
-    some = tl.where(lifted, 1.0, tl.where(n < 1.0, n - expm1_minus(-n, 0.0), 1.0 - power))  # 1 - e^-n
-    dropped, kept = tl.where(logit < 0, side, 1.0), tl.where(logit < 0, 1.0, side)  # the sigmoids times `both`
-    both = tl.where(lifted, 1.0, 1.0 + side)
+    some = tl.where(n < 1.0, n - expm1_minus(-n, 0.0), 1.0 - power)  # 1 - e^-n
+    dropped, kept = tl.where(logit < 0, side, 1.0), tl.where(logit < 0, 1.0, side)  # the sigmoids times 1 + side
     inverse_mixed = rcp(dropped + kept * power)
     odds = kept * some * inverse_mixed
-    e = tl.where(lifted, 2.0 * inverse_mixed - 1.0, odds)
-    return lift - tl.where(lifted, LN_2, 0.0), e, -dropped * rcp(both) * odds, kept * power * inverse_mixed
+    return odds, -dropped * rcp(1.0 + side) * odds, kept * power * inverse_mixed
 
 
 @triton.jit
@@ -54,15 +48,17 @@ def zero_inflated_negative_binomial(state, parameters, x, factor, ONE: tl.conste
     x = counted(x)
     zero, inverse, deviance, r = of_zero(m, theta, x)
     some = of_others(m, theta, x, inverse, deviance, r)
-    side = ex2(tl.abs(logit) * -LOG2_E)
-    mixed = inflated_zero(logit, side, zero[0])
-
     at_zero = x == 0
-    e, more = below_two(tl.where(at_zero, mixed[1], side))
-    nll = tl.where(at_zero, mixed[0], some[0] + tl.maximum(logit, 0.0)) + more
-    by_m = factor * tl.where(at_zero, mixed[3] * zero[1], some[1])
-    by_theta = factor * tl.where(at_zero, mixed[3] * zero[2], some[2])
-    by_logit = factor * tl.where(at_zero, mixed[2], tl.where(logit < 0, side, 1.0) * rcp(1.0 + side))
+    # e^lift brings causes of a zero that are both rarer than e^-20 there; what they are beside 1 vanishes either way
+    lift = tl.where(at_zero, tl.maximum(tl.minimum(-logit, zero[0]) - DEEP, 0.0), 0.0)
+    side = ex2((lift - tl.abs(logit)) * LOG2_E)
+    odds, zero_by_logit, not_dropped = inflated_zero(logit, zero[0], lift, side)
+
+    e, more = below_two(tl.where(at_zero, odds, side))
+    nll = tl.where(at_zero, lift, some[0] + tl.maximum(logit, 0.0)) + more
+    by_m = factor * tl.where(at_zero, not_dropped * zero[1], some[1])
+    by_theta = factor * tl.where(at_zero, not_dropped * zero[2], some[2])
+    by_logit = factor * tl.where(at_zero, zero_by_logit, tl.where(logit < 0, side, 1.0) * rcp(1.0 + side))
     by_mu, by_theta, by_library = by_parameters(mu, theta, library, by_m, by_theta, OPTIONS)
     return (total + nll, q * e + (q + e)), (by_mu, by_theta, by_logit, by_library)
 

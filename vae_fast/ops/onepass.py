@@ -76,16 +76,18 @@ class OnePassOperator:
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*arguments, asked)
 
-    def recomputes(self, arguments: Sequence[Any], asked: int) -> bool:
-        """Whether backward must run the operator again."""
-        return any(asked >> k & 1 and arguments[i].dtype is torch.float16 for k, i in enumerate(self.differentiable))
-
-    def sums_rows(self, arguments: Sequence[Any], asked: int) -> bool:
-        """Whether a gradient sums rows which may have incoming gradients of their own."""
-        if self.reduce is not None and arguments[self.reduce]:
-            return False
+    def ask(self, arguments: Sequence[Any], needs: Sequence[bool]) -> tuple[int, bool, bool]:
+        """`asked`; whether backward must run the operator again; whether a gradient sums rows which may have incoming
+        gradients of their own."""
+        asked, recomputes, sums_rows = 0, False, False
+        reduces = self.reduce is not None and arguments[self.reduce]
         rows = arguments[self.rows].size(0)
-        return any(asked >> k & 1 and arguments[i].size(0) != rows for k, i in enumerate(self.differentiable))
+        for k, i in enumerate(self.differentiable):
+            if needs[i]:
+                asked |= 1 << k
+                recomputes = recomputes or arguments[i].dtype is torch.float16
+                sums_rows = sums_rows or (not reduces and arguments[i].size(0) != rows)
+        return asked, recomputes, sums_rows
 
 
 class Function(torch.autograd.Function):
@@ -106,11 +108,8 @@ class OnePass(Function):
 
     @staticmethod
     def forward(ctx: Any, operator: OnePassOperator, *arguments: Any) -> Any:
-        needs, asked = ctx.needs_input_grad, 0
-        for k, i in enumerate(operator.differentiable):
-            asked |= needs[i + 1] << k
+        asked, recomputes, ctx.sums_rows = operator.ask(arguments, ctx.needs_input_grad[1:])
         ctx.operator, ctx.asked, ctx.arity = operator, asked, len(arguments)
-        recomputes, ctx.sums_rows = operator.recomputes(arguments, asked), operator.sums_rows(arguments, asked)
         outputs = operator.call(arguments, 0 if recomputes else asked)
         ctx.gradients = None if recomputes else outputs[operator.values :]
         if recomputes or ctx.sums_rows:
