@@ -34,6 +34,19 @@ print(vae_fast.report())
 print("overridden", triton_backend.ON_GPU.library is not None)
 """
 
+IMPORTED_ANYWHERE = """
+import torch
+torch.set_default_dtype(torch.float64)
+torch.set_default_device("meta")
+with torch.inference_mode():
+    import vae_fast
+torch.set_default_dtype(torch.float32)
+torch.set_default_device("cpu")
+mu, theta = torch.rand(4, 5, requires_grad=True), torch.ones(5, requires_grad=True)
+vae_fast.negative_binomial_nll(mu, theta, torch.ones(4, 5)).square().sum().backward()  # a library of 1, kept for backward
+print(mu.grad.dtype, bool(theta.grad.isfinite().all()))
+"""
+
 needs_triton = pytest.mark.skipif(library.MISSING["triton"] is not None, reason="triton is not installed")
 
 
@@ -65,6 +78,11 @@ def losses():
         vae_fast.gaussian_kl(mu, logvar),
         vae_fast.reparameterize(mu, mu, seed=2),
     )
+
+
+def test_defaults_at_import_do_not_matter():
+    done = run(IMPORTED_ANYWHERE)
+    assert done.stdout == "torch.float32 True\n", done.stderr
 
 
 def test_reference_agrees_with_the_kernels():

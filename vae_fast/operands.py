@@ -87,7 +87,8 @@ def _flat(t: Tensor) -> Tensor:
 
 
 # The numbers that stand in for parameters most often: making one takes longer than all checks of a call
-_NUMBERS = {0.0: torch.zeros(1, 1), 1.0: torch.ones(1, 1)}
+with torch.inference_mode(False):
+    _NUMBERS = {p: torch.full((1, 1), p, dtype=torch.float32, device="cpu") for p in (0.0, 1.0)}
 
 
 def _number(p: float, like: Tensor) -> Tensor:
