@@ -43,7 +43,7 @@ with torch.inference_mode():
 torch.set_default_dtype(torch.float32)
 torch.set_default_device("cpu")
 mu, theta = torch.rand(4, 5, requires_grad=True), torch.ones(5, requires_grad=True)
-vae_fast.negative_binomial_nll(mu, theta, torch.ones(4, 5)).square().sum().backward()  # a library of 1, kept for backward
+vae_fast.negative_binomial_nll(mu, theta, torch.ones(4, 5)).square().sum().backward()  # keeps a library of 1
 print(mu.grad.dtype, bool(theta.grad.isfinite().all()))
 """
 

@@ -84,7 +84,7 @@ inline __attribute__((always_inline)) void prepare(const A& state, const T* cons
   if constexpr (NEXT + 1 < A::kParts) {
     constexpr int K = A::kParameters, S = seen_by<A>(NEXT), HANDED = A::kCarried[NEXT];
     for (int i = 0; i < n; i += kLanes) {
-      if (NEXT == 0) {
+      if constexpr (NEXT == 0) {
         __builtin_prefetch(x + n + i);
         for (int k = 0; k < K - shares_last<A, T>; ++k)
           __builtin_prefetch(parameters[k] + n + i), __builtin_prefetch(gradients[k] + i, 1);

@@ -7,7 +7,7 @@
 
 namespace vae_fast {
 
-// The logarithms are those of a product and of its powers of two.
+// The logarithms' sum is that of a product, whose powers of two go to the total.
 template <class T, int LANES>
 struct ContinuousBernoulli : Sum<T, LANES> {
   static constexpr int kParameters = 1;
