@@ -1,5 +1,8 @@
 """Bad input: each error names the function, the argument, what came and what was expected."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 
@@ -425,6 +428,13 @@ def test_message(case):
     with pytest.raises(kind) as caught:
         call()
     assert str(caught.value) == message
+
+
+def test_numbers_may_be_numpys():
+    for log_rate in (np.True_, np.int64(1), np.float32(1)):
+        assert torch.equal(vae_fast.poisson_nll(L, X, log_rate=log_rate), vae_fast.poisson_nll(L, X))
+    assert torch.equal(vae_fast.gaussian_nll(L, X, logvar=Fraction(1, 2)), vae_fast.gaussian_nll(L, X, logvar=0.5))
+    ELBOLoss("discretized_logistic_mixture", channels=np.int64(3), levels=np.int64(16))
 
 
 def test_validation_is_off_by_default_and_accepts_the_support():

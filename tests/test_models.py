@@ -19,6 +19,15 @@ class TwoHeads(nn.Module):
         return self.mu(x.flatten(1)), self.logvar(x.flatten(1))
 
 
+class InATuple(nn.Module):
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z):
+        return (self.decoder(z),)
+
+
 class MeanAndLogvar(nn.Module):
     def __init__(self):
         super().__init__()
@@ -150,6 +159,20 @@ def test_a_poisson_model_of_proportions(log_rate):
     torch.testing.assert_close(model.reconstruct(x).sum(1), x.sum(1).float())
     torch.testing.assert_close(model.sample(4).sum(1), torch.full((4,), 20.0))
     assert model.loss(x).isfinite()
+
+
+@pytest.mark.parametrize("log_rate", [True, False])
+def test_a_poisson_model_of_images_of_proportions(log_rate):
+    """Each row has its own total, also where there are as many rows as lines of an image; alone or in a tuple."""
+    shape = (4, 1, 4, 5)
+    x, z = torch.randint(0, 9, shape), torch.randn(4, Z)
+    proportions = nn.LogSoftmax(1) if log_rate else nn.Softmax(1)
+    share = nn.Sequential(nn.Linear(Z, 20), proportions, nn.Unflatten(1, shape[1:]))
+    model = VAE(TwoHeads(), share, likelihood="poisson", library=20.0, latent_dim=Z, log_rate=log_rate)
+    library = x.sum((1, 2, 3)).float()
+    torch.testing.assert_close(model.decode(z, library=library).sum((1, 2, 3)), library)
+    model.decoder = InATuple(share)
+    torch.testing.assert_close(model.decode(z, library=library).sum((1, 2, 3)), library)
 
 
 def test_a_library_is_for_counts():

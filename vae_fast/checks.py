@@ -5,6 +5,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -167,12 +168,12 @@ def number(owner: str, name: str, value: object) -> float:
     """A parameter that is no tensor."""
     if not is_number(value):
         raise TypeError(f"{owner}: {name} must be a number or a tensor, got {type(value).__name__}")
-    return value
+    return value if isinstance(value, int | float) else float(value)
 
 
 def flag(owner: str, name: str, value: Any) -> float:
     """True or False, as a number."""
-    if not is_number(value) or value not in (0, 1):
+    if not (is_number(value) or isinstance(value, np.bool_)) or value not in (0, 1):
         raise TypeError(f"{owner}: {name} must be True or False, got {value!r}")
     return float(value)
 
@@ -193,7 +194,7 @@ def x_range(owner: str, value: Any) -> tuple[float, float]:
 
 
 def one_of(owner: str, name: str, value: Any, expected: Sequence[Any]) -> None:
-    if not isinstance(value, str | int | float) or value not in expected:
+    if not (isinstance(value, str) or is_number(value)) or value not in expected:
         raise ValueError(f"{owner}: {name} must be one of {', '.join(map(str, expected))}, got {value!r}")
 
 

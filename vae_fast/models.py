@@ -188,9 +188,11 @@ class VAE(nn.Module):
         if library is None or not isinstance(recon, Tensor | tuple | list):
             return recon
         total = torch.as_tensor(library, dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
-        total = total.reshape(-1, 1)
         if not isinstance(recon, Tensor):
-            return (*recon, total.expand(len(z), 1))
+            if self.objective.entry.per_row or len(recon) != 1:  # several rates the loss refuses
+                return (*recon, total.reshape(-1, 1).expand(len(z), 1))
+            recon = recon[0]
+        total = total.reshape(-1, *[1] * (recon.dim() - 1))
         return recon + total.log() if self.objective.options.get("log_rate", 1) else recon * total
 
     def _like(self, recon: Reconstruction, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

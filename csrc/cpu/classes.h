@@ -18,7 +18,7 @@ inline __attribute__((always_inline)) void hold(const T* logits, int k, int coun
     held[lane] = k + lane < count && k + lane != hidden ? logits[k + lane] : -std::numeric_limits<T>::infinity();
 }
 
-// Meanwhile memory fetches what will be written
+// Meanwhile memory fetches what will be written, where that is in place
 template <class T>
 inline __attribute__((always_inline)) T largest(const T* logits, int count, const T* gradient) {
   T top[kLanes], held[kLanes];
@@ -47,7 +47,7 @@ inline __attribute__((always_inline)) void weigh_lanes(const T* logits, T top, T
 }
 
 // The same of those in [first, last), a multiple of kLanes: their sum, by blocks, so that rounding doesn't grow with it.
-// Meanwhile memory fetches the next observation, `count` logits further on.
+// Meanwhile memory fetches the next observation, `count` logits further on where they are read in place.
 template <bool GRADIENTS, class T>
 inline __attribute__((always_inline)) double weigh_classes(const T* logits, int count, int first, int last, T top,
                                                            T* weights) {

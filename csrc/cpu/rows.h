@@ -76,8 +76,8 @@ constexpr int seen_by(int part) {
 template <class A, Part PART>
 constexpr int kSeen = seen_by<A>(PART == Part::kStep ? A::kParts - 1 : 0);
 
-// All parts of n steps but the last; n is a multiple of kLanes. Meanwhile memory fetches what the last part will write
-// to, and the next n observations: parts in turn would ask for it all at once, and wait.
+// All parts of n steps but the last; n is a multiple of kLanes. Meanwhile memory fetches, of operands in place, what the
+// last part will write to and the next n observations: parts in turn would ask for it all at once, and wait.
 template <int NEXT = 0, class A, class T>
 inline __attribute__((always_inline)) void prepare(const A& state, const T* const* parameters, T (*carried)[kBlock],
                                                    const T* x, T* const* gradients, int n) {

@@ -49,6 +49,19 @@ def test_zero_inflated_negative_binomial(backend):
     assert_within(got[3], dpi, 2e-6)
 
 
+@pytest.mark.parametrize("n", [10.0, 40.0, 300.0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zeros_of_rare_causes(backend, n):
+    """A zero of probability e^-n under every dropout; powers err by 6e-8 of their exponents on a GPU."""
+    pi = torch.linspace(-300, 80, N)
+    mu, theta, x = torch.full((N,), n), torch.full((N,), 1e8), torch.zeros(N)
+    got = alone(backend, "zero_inflated_negative_binomial", 7, mu, theta, pi, torch.ones(N), x, 0.0, 0.0)
+    value, dmu, _, dpi, _ = elementwise(counts.inflated, mu, theta, pi, x)
+    assert_within(got[0], value, 2e-6)
+    assert_within(got[1], dmu, 2e-6 * (1 + n), dmu.abs() + 1e-20)
+    assert_within(got[3], dpi, 2e-6 * (1 + n), dpi.abs() + 1e-20)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_poisson(backend):
     x = wide_counts(N)
