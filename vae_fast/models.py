@@ -189,8 +189,10 @@ class VAE(nn.Module):
             return recon
         total = torch.as_tensor(library, dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
         if not isinstance(recon, Tensor):
-            if self.objective.entry.per_row or len(recon) != 1:  # several rates the loss refuses
+            if self.objective.entry.per_row:
                 return (*recon, total.reshape(-1, 1).expand(len(z), 1))
+            if len(recon) != 1:
+                return tuple(recon)  # which the loss refuses
             recon = recon[0]
         total = total.reshape(-1, *[1] * (recon.dim() - 1))
         return recon + total.log() if self.objective.options.get("log_rate", 1) else recon * total
