@@ -64,7 +64,11 @@ inline __attribute__((always_inline)) T add_lanes(T (&sums)[kLanes]) {
 }
 
 // Which of an accumulator's functions sees the observations
-enum class Part { kStep, kRest };
+enum class Call { kStep, kRest };
+
+// How many parameters are an observation's own: the last may be the row's
+template <class A, class T>
+constexpr int kOwn = A::kParameters - shares_last<A, T>;
 
 // How many numbers of an observation the part finds: the parameters, and what parts before it handed on
 template <class A>
@@ -73,8 +77,8 @@ constexpr int seen_by(int part) {
   for (int k = 0; k < part; ++k) seen += A::kCarried[k];
   return seen;
 }
-template <class A, Part PART>
-constexpr int kSeen = seen_by<A>(PART == Part::kStep ? A::kParts - 1 : 0);
+template <class A, Call CALL>
+constexpr int kSeen = seen_by<A>(CALL == Call::kStep ? A::kParts - 1 : 0);
 
 // All parts of n steps but the last; n is a multiple of kLanes. Meanwhile memory fetches, of operands in place, what the
 // last part will write to and the next n observations: parts in turn would ask for it all at once, and wait.
@@ -86,7 +90,7 @@ inline __attribute__((always_inline)) void prepare(const A& state, const T* cons
     for (int i = 0; i < n; i += kLanes) {
       if constexpr (NEXT == 0) {
         __builtin_prefetch(x + n + i);
-        for (int k = 0; k < K - shares_last<A, T>; ++k)
+        for (int k = 0; k < kOwn<A, T>; ++k)
           __builtin_prefetch(parameters[k] + n + i), __builtin_prefetch(gradients[k] + i, 1);
       }
 #pragma GCC ivdep
@@ -102,15 +106,15 @@ inline __attribute__((always_inline)) void prepare(const A& state, const T* cons
 }
 
 // kLanes consecutive observations
-template <bool GRADIENTS, Part PART, class A, class T>
+template <bool GRADIENTS, Call CALL, class A, class T>
 inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* seen, const T* x, T* const* gradients,
                                                       T scale) {
 #pragma GCC ivdep
   for (int lane = 0; lane < kLanes; ++lane) {
-    T in[kSeen<A, PART>], out[A::kParameters] = {};
-    for (int k = 0; k < kSeen<A, PART>; ++k) in[k] = seen[k][lane];
-    if constexpr (kSeen<A, PART> > A::kParameters) state.complete(lane, in, x[lane], scale, out);
-    else if constexpr (PART == Part::kStep) state.step(lane, in, x[lane], scale, out);
+    T in[kSeen<A, CALL>], out[A::kParameters] = {};
+    for (int k = 0; k < kSeen<A, CALL>; ++k) in[k] = seen[k][lane];
+    if constexpr (kSeen<A, CALL> > A::kParameters) state.complete(lane, in, x[lane], scale, out);
+    else if constexpr (CALL == Call::kStep) state.step(lane, in, x[lane], scale, out);
     else state.rest(lane, in, x[lane], scale, out);
     if (GRADIENTS)
       for (int k = 0; k < A::kParameters; ++k) gradients[k][lane] = out[k];
@@ -118,10 +122,10 @@ inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* 
 }
 
 // n <= kBlock observations: their value, and gradients times scale. The last lanes run on a copy of the last observation.
-template <class A, bool GRADIENTS, Part PART, class T>
+template <class A, bool GRADIENTS, Call CALL, class T>
 inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
                                                         T* const* gradients, T scale, int n) {
-  constexpr int K = A::kParameters, S = kSeen<A, PART>;
+  constexpr int K = A::kParameters, S = kSeen<A, CALL>;
   T sums[kLanes] = {}, carried[S - K + 1][kBlock];
   A state = start<A, T>(options, parameters[K - 1][0]);
   const int whole = n - n % kLanes;
@@ -131,7 +135,7 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
     T* out[K];
     for (int k = 0; k < S; ++k) seen[k] = (k < K ? parameters[k] : carried[k - K]) + i;
     for (int k = 0; k < K; ++k) out[k] = gradients[k] + i;
-    step_lanes<GRADIENTS, PART>(state, seen, x + i, out, scale);
+    step_lanes<GRADIENTS, CALL>(state, seen, x + i, out, scale);
   }
   if (whole > 0)
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] = state.sum(lane);
@@ -148,24 +152,24 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
       copies[K][lane] = x[from];
     }
     if constexpr (S > K) prepare(tail, seen, carried, copies[K], to, kLanes);
-    step_lanes<GRADIENTS, PART>(tail, seen, copies[K], to, scale);
+    step_lanes<GRADIENTS, CALL>(tail, seen, copies[K], to, scale);
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
     if (GRADIENTS)
       for (int k = 0; k < K; ++k)
         for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
   }
-  return state.finish(add_lanes(sums), PART == Part::kStep ? static_cast<T>(n) : T(0));
+  return state.finish(add_lanes(sums), CALL == Call::kStep ? static_cast<T>(n) : T(0));
 }
 
-template <class A, bool GRADIENTS, Part PART = Part::kStep, class T>
+template <class A, bool GRADIENTS, Call CALL = Call::kStep, class T>
 inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
                                                    T* const* gradients, T scale, int n) {
   if constexpr (A::kPlain) {
     constexpr T kZeros[A::kOptions] = {};
     if (std::all_of(options, options + A::kOptions, [](T option) { return option == 0; }))
-      return accumulate_with<A, GRADIENTS, PART>(kZeros, parameters, x, gradients, scale, n);
+      return accumulate_with<A, GRADIENTS, CALL>(kZeros, parameters, x, gradients, scale, n);
   }
-  return accumulate_with<A, GRADIENTS, PART>(options, parameters, x, gradients, scale, n);
+  return accumulate_with<A, GRADIENTS, CALL>(options, parameters, x, gradients, scale, n);
 }
 
 // Where the bits of each byte are, and behind those anything
@@ -202,7 +206,7 @@ inline __attribute__((always_inline)) int places_of_others(const T* x, int n, in
 template <class A, bool GRADIENTS, class T>
 inline __attribute__((always_inline)) T accumulate_rest(const T* options, const T* const* parameters, const T* x,
                                                         T* const* gradients, const bool* asked, T scale, int n) {
-  constexpr int K = A::kParameters, OWN = K - shares_last<A, T>;  // of the last, all are the same
+  constexpr int K = A::kParameters, OWN = kOwn<A, T>;
   int places[kBlock + 8];
   const int count = places_of_others(x, n, places);
   if (count == 0) return T(0);
@@ -213,7 +217,7 @@ inline __attribute__((always_inline)) T accumulate_rest(const T* options, const 
   for (int k = 0; k < OWN; ++k)
     for (int i = 0; i < count; ++i) packed[k][i] = parameters[k][places[i]];
   for (int i = 0; i < count; ++i) packed[K][i] = x[places[i]];
-  const T value = accumulate<A, GRADIENTS, Part::kRest>(options, in, packed[K], out, scale, count);
+  const T value = accumulate<A, GRADIENTS, Call::kRest>(options, in, packed[K], out, scale, count);
   for (int k = 0; GRADIENTS && k < K; ++k)
     for (int i = 0; i < (asked[k] ? count : 0); ++i) gradients[k][places[i]] += found[k][i];
   return value;

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.reference.gamma import log1p_minus, stirling
+from vae_fast.reference.poisson import counted
 
 
 def negative_binomial(
@@ -19,7 +20,7 @@ def negative_binomial(
     """
     m = negative_binomial_mean(mu, theta, library, log_mu=log_mu)
     t = torch.exp(theta) if log_theta else theta
-    x = torch.where(x < 0, math.nan, x)  # no count; in the gradients too
+    x = counted(x)
     zero = x == 0
     return torch.where(zero, zero_nll(m, t), _positive(*(torch.where(zero, 1, p) for p in (m, t, x))))
 

@@ -8,13 +8,18 @@ from torch import Tensor
 from vae_fast.reference.gamma import log1p_minus, stirling
 
 
+def counted(x: Tensor) -> Tensor:
+    """x, if it is a count at all, else NaN, which the gradients have too."""
+    return torch.where(x < 0, math.nan, x)
+
+
 def poisson(rate: Tensor, x: Tensor, *, log_rate: float = 1.0) -> Tensor:
     """-log p(x | m) = m - x log m + log x!, m the mean, e^rate if log_rate.
 
     In the form of Loader (2000), in which nothing cancels: x L(m/x - 1) + 1/2 log(2 pi x) + S(x), and m at x = 0.
     """
     m = poisson_mean(rate, log_rate=log_rate)
-    x = torch.where(x < 0, math.nan, x)  # no count; in the gradient too
+    x = counted(x)
     zero = x == 0
     at, some = torch.where(zero, 1, m), torch.where(zero, 1, x)
     positive = some * log1p_minus((at - some) / some, at / some)
