@@ -35,21 +35,21 @@ def observations(
     if mask is not None:
         mask = checks.element_mask(owner, mask, x)
     rest = [
-        p if isinstance(p, Tensor) else _number(checks.number(owner, other, p), first)
+        p if isinstance(p, Tensor) else checks.number(owner, other, p)
         for other, p in zip(others, parameters[1:], strict=True)
     ]
-    if entry.per_row and isinstance(parameters[-1], Tensor):
+    if entry.per_row and isinstance(rest[-1], Tensor):
         rest[-1] = checks.one_a_row(owner, others[-1], rest[-1], x)
     if _channels_last(first) and _channels_last(x):
         for k, p in enumerate(rest):
-            if p.numel() > 1 and p.shape[-3:].numel() > 1:
+            if isinstance(p, Tensor) and p.numel() > 1 and p.shape[-3:].numel() > 1:
                 checks.broadcast(owner, others[k], p, x)
                 rest[k] = _channels_to_the_end(p)
         mask = mask if mask is None else _channels_to_the_end(mask)
         first, x = _channels_to_the_end(first), _channels_to_the_end(x)
     tensors = [rows_of(first)]
-    for other, given, p in zip(others, parameters[1:], rest, strict=True):
-        tensors.append(_broadcast_rows(owner, other, p, "x", first) if isinstance(given, Tensor) else p)
+    for other, p in zip(others, rest, strict=True):
+        tensors.append(_broadcast_rows(owner, other, p, "x", first) if isinstance(p, Tensor) else _number(p, first))
     return tensors, rows_of(x), weight, mask if mask is None else rows_of(mask)
 
 
