@@ -127,7 +127,16 @@ VAE_FAST_FN T polynomial(T v, const T (&c)[N]) {
   return sum;
 }
 
-// The same in less time from the first operation to the last, by halves of the polynomial
+// The same in less time from the first operation to the last, by Horner's rule in v^2
+template <class T, int N>
+VAE_FAST_FN T polynomial_by_pairs(T v, const T (&c)[N]) {
+  T pairs[(N + 1) / 2];
+  for (int k = 0; k < N / 2; ++k) pairs[k] = c[2 * k + 1] * v + c[2 * k];
+  if constexpr (N % 2) pairs[N / 2] = c[N - 1];
+  return polynomial(v * v, pairs);
+}
+
+// The same in less time still, by halves of the polynomial
 template <class T, int N>
 VAE_FAST_FN T polynomial_by_halves(T v, const T (&c)[N]) {
   T terms[(N + 1) / 2];
@@ -139,22 +148,28 @@ VAE_FAST_FN T polynomial_by_halves(T v, const T (&c)[N]) {
 
 namespace detail {
 
-// v = n ln 2 + f with integer n, |f| <= ln(2)/2: returns e^f - 1, and 2^(n + BIAS - 127) as `scale`.
+// v = n ln 2 + f with integer n, |f| <= ln(2)/2: returns f, and 2^(n + BIAS - 127) as `scale`.
 // 1.5 2^23 + BIAS is so large that a sum with it holds n + BIAS in its low bits, one shift away from the exponent field.
 template <int BIAS>
-VAE_FAST_FN float expm1_reduced(float v, float& scale) {
+VAE_FAST_FN float exp_reduced(float v, float& scale) {
   constexpr float kRound = 12582912.f + BIAS;
-  constexpr float kCoefficients[] = {5.0000000952e-1f, 1.6666518853e-1f, 4.1666205882e-2f, 8.3688877e-3f,
-                                     1.3950486702e-3f};
   const float shifted = v * 1.44269504f + kRound;
   const float n = shifted - kRound;
-  const float f = (v - n * 0.693145752f) - n * 1.42860677e-6f;
   scale = bits<float>(bits<uint32_t>(shifted) << 23);
-  return polynomial(f, kCoefficients) * (f * f) + f;
+  return (v - n * 0.693145752f) - n * 1.42860677e-6f;
 }
-template <int BIAS>
-VAE_FAST_FN float exp_reduced(float v, float& scale) {
-  return expm1_reduced<BIAS>(v, scale) + 1.f;
+
+// e^f - 1 for |f| <= ln(2)/2, within 3e-9 of e^f before rounding
+VAE_FAST_FN float expm1_near(float f) {
+  constexpr float kCoefficients[] = {5.0000000952e-1f, 1.6666518853e-1f, 4.1666205882e-2f, 8.3688877e-3f,
+                                     1.3950486702e-3f};
+  return polynomial_by_pairs(f, kCoefficients) * (f * f) + f;
+}
+
+// The same within 1.1e-7, an operation less
+VAE_FAST_FN float rough_expm1_near(float f) {
+  constexpr float kCoefficients[] = {4.9999230e-1f, 1.6667116e-1f, 4.1890400e-2f, 8.3124900e-3f};
+  return polynomial_by_pairs(f, kCoefficients) * (f * f) + f;
 }
 
 }  // namespace detail
@@ -166,11 +181,25 @@ VAE_FAST_FN float exp_nonpositive(float v) {
   return gpu::ex2(v * gpu::kLog2E);
 #else
   float scale;
-  const float e = detail::exp_reduced<127>(-87.f > v ? -87.f : v, scale);
-  return e * scale;
+  const float f = detail::exp_reduced<127>(-87.f > v ? -87.f : v, scale);
+  return detail::rough_expm1_near(f) * scale + scale;
 #endif
 }
 VAE_FAST_FN double exp_nonpositive(double v) { return std::exp(v); }
+
+// e^-|v|, as `exp_nonpositive`; but on a CPU NaN counts as infinity: a minimum of bits is one operation, of floats that
+// may be NaN three
+VAE_FAST_FN float exp_minus_magnitude(float v) {
+#if defined(__CUDA_ARCH__)
+  return exp_nonpositive(-magnitude(v));
+#else
+  const uint32_t of_v = bits<uint32_t>(v) & 0x7fffffffu, most = bits<uint32_t>(87.f);
+  float scale;
+  const float f = detail::exp_reduced<127>(-bits<float>(of_v < most ? of_v : most), scale);
+  return detail::rough_expm1_near(f) * scale + scale;
+#endif
+}
+VAE_FAST_FN double exp_minus_magnitude(double v) { return std::exp(-std::fabs(v)); }
 
 // e^v - 1 for v <= 0, relative error 2e-7, and e^v as `exp_nonpositive`
 VAE_FAST_FN float expm1_nonpositive(float v, float& exp_v) {
@@ -181,7 +210,7 @@ VAE_FAST_FN float expm1_nonpositive(float v, float& exp_v) {
   return v > -1.f ? polynomial(v, kCoefficients) * v : exp_v - 1.f;
 #else
   float scale;
-  const float less = detail::expm1_reduced<127>(-87.f > v ? -87.f : v, scale);
+  const float less = detail::expm1_near(detail::exp_reduced<127>(-87.f > v ? -87.f : v, scale));
   exp_v = less * scale + scale;
   return less * scale + (scale - 1.f);
 #endif
@@ -199,8 +228,8 @@ VAE_FAST_FN float exp_finite(float v) {
 #else
   float scale;
   const float low = -86.f > v ? -86.f : v;
-  const float e = detail::exp_reduced<126>(low > kLargestExponent ? kLargestExponent : low, scale);
-  return 2.f * (e * scale);
+  const float f = detail::exp_reduced<126>(low > kLargestExponent ? kLargestExponent : low, scale);
+  return 2.f * (detail::expm1_near(f) * scale + scale);
 #endif
 }
 VAE_FAST_FN double exp_finite(double v) { return std::exp(v < 709. ? v : 709.); }
@@ -354,8 +383,8 @@ VAE_FAST_FN float exp_bounded(float v) {
 #else
   float scale;
   const float low = -87.f > v ? -87.f : v;
-  const float e = detail::exp_reduced<127>(low > 69.f ? 69.f : low, scale);
-  return e * scale;
+  const float f = detail::exp_reduced<127>(low > 69.f ? 69.f : low, scale);
+  return detail::expm1_near(f) * scale + scale;
 #endif
 }
 VAE_FAST_FN double exp_bounded(double v) { return std::exp(v < 69. ? v : 69.); }

@@ -126,3 +126,19 @@ def test_nan_stays_in_its_row():
     assert nll.isfinite().tolist() == [True, False, False, True]
     assert logits.grad[[0, 3]].isfinite().all()
     assert logits.grad[1, 5].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("columns", [7, 37, 784, 1025, 20000])
+def test_nan_has_the_gradient_nan_and_no_other_has(columns, dtype):
+    """Wherever it lies in a block or behind the last whole one, whatever its sign, and beside masked observations."""
+    logits = torch.randn(3, columns).to(dtype).requires_grad_()
+    x, mask = torch.rand(3, columns).to(dtype), torch.rand(3, columns) < 0.7
+    lost = torch.zeros(3, columns, dtype=torch.bool)
+    lost[1, torch.tensor([0, 5, columns // 2, columns - 1])] = True
+    with torch.no_grad():
+        logits[lost] = torch.tensor([torch.nan, -torch.nan, torch.nan, -torch.nan]).to(dtype)[: lost.sum()]
+    for given, expected in ((None, lost), (mask, lost & mask)):
+        logits.grad = None
+        vae_fast.bernoulli_nll(logits, x, mask=given).sum().backward()
+        assert (logits.grad.isnan() == expected).all()

@@ -18,7 +18,7 @@
 namespace vae_fast {
 
 constexpr int kLanes = 16;
-constexpr int kBlock = 512;  // observations staged at once: 32 steps a lane, whose rounding stays below 1e-6
+constexpr int kBlock = 512;              // observations of one sum: 32 steps a lane, whose rounding stays below 1e-6
 constexpr int64_t kChunk = 32 * kBlock;  // of a row, for one thread
 constexpr int64_t kGrain = 32768;        // observations that are worth a thread
 constexpr int64_t kGroups = 64;          // of rows, where a gradient is summed over rows; fewer where rows are long
@@ -56,11 +56,12 @@ struct Rows {
   }
 };
 
-template <class T>
-inline __attribute__((always_inline)) T add_lanes(T (&sums)[kLanes]) {
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
-  return sums[0];
+template <int WIDTH = kLanes / 2, class T>
+inline __attribute__((always_inline)) T add_lanes(const T* sums) {
+  T halves[WIDTH];
+  for (int lane = 0; lane < WIDTH; ++lane) halves[lane] = sums[lane] + sums[lane + WIDTH];
+  if constexpr (WIDTH == 1) return halves[0];
+  else return add_lanes<WIDTH / 2>(halves);
 }
 
 // Which of an accumulator's functions sees the observations
@@ -69,6 +70,10 @@ enum class Call { kStep, kRest };
 // How many parameters are an observation's own: the last may be the row's
 template <class A, class T>
 constexpr int kOwn = A::kParameters - shares_last<A, T>;
+
+// Observations staged at once: as many sums as leave room in the first-level cache
+template <class A>
+constexpr int kStaged = A::kParameters > 2 || A::kParts > 1 || A::kSparse ? kBlock : 2 * kBlock;
 
 // How many numbers of an observation the part finds: the parameters, and what parts before it handed on
 template <class A>
@@ -121,34 +126,37 @@ inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* 
   }
 }
 
-// n <= kBlock observations: their value, and gradients times scale. The last lanes run on a copy of the last observation.
+// n <= kStaged observations: their value, and gradients times scale. The last lanes run on a copy of the last observation.
 template <class A, bool GRADIENTS, Call CALL, class T>
 inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
                                                         T* const* gradients, T scale, int n) {
   constexpr int K = A::kParameters, S = kSeen<A, CALL>;
   T sums[kLanes] = {}, carried[S - K + 1][kBlock];
-  A state = start<A, T>(options, parameters[K - 1][0]);
+  const A fresh = start<A, T>(options, parameters[K - 1][0]);
   const int whole = n - n % kLanes;
-  if constexpr (S > K) prepare(state, parameters, carried, x, gradients, whole);
-  for (int i = 0; i < whole; i += kLanes) {
-    const T* seen[S];
-    T* out[K];
-    for (int k = 0; k < S; ++k) seen[k] = (k < K ? parameters[k] : carried[k - K]) + i;
-    for (int k = 0; k < K; ++k) out[k] = gradients[k] + i;
-    step_lanes<GRADIENTS, CALL>(state, seen, x + i, out, scale);
+  if constexpr (S > K) prepare(fresh, parameters, carried, x, gradients, whole);
+  for (int first = 0; first < whole; first += kBlock) {
+    A state = fresh;
+    for (int i = first; i < std::min(whole, first + kBlock); i += kLanes) {
+      const T* seen[S];
+      T* out[K];
+      for (int k = 0; k < S; ++k) seen[k] = (k < K ? parameters[k] : carried[k - K]) + i;
+      for (int k = 0; k < K; ++k) out[k] = gradients[k] + i;
+      step_lanes<GRADIENTS, CALL>(state, seen, x + i, out, scale);
+    }
+#pragma GCC unroll 1
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += state.sum(lane);
   }
-  if (whole > 0)
-    for (int lane = 0; lane < kLanes; ++lane) sums[lane] = state.sum(lane);
   if (const int rest = n - whole) {
     T copies[K + 1][kLanes], out[K][kLanes];
     const T* seen[S];
     T* to[K];
-    A tail = start<A, T>(options, parameters[K - 1][0]);
+    A tail = fresh;
     for (int k = 0; k < S; ++k) seen[k] = k < K ? copies[k] : carried[k - K];
     for (int k = 0; k < K; ++k) to[k] = out[k];
     for (int lane = 0; lane < kLanes; ++lane) {
       const int from = whole + (lane < rest ? lane : rest - 1);
-      for (int k = 0; k < K; ++k) copies[k][lane] = parameters[k][from];
+      for (int k = 0; k < kOwn<A, T>; ++k) copies[k][lane] = parameters[k][from];
       copies[K][lane] = x[from];
     }
     if constexpr (S > K) prepare(tail, seen, carried, copies[K], to, kLanes);
@@ -158,7 +166,7 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
       for (int k = 0; k < K; ++k)
         for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
   }
-  return state.finish(add_lanes(sums), CALL == Call::kStep ? static_cast<T>(n) : T(0));
+  return fresh.finish(add_lanes(sums), CALL == Call::kStep ? static_cast<T>(n) : T(0));
 }
 
 template <class A, bool GRADIENTS, Call CALL = Call::kStep, class T>
@@ -223,7 +231,7 @@ inline __attribute__((always_inline)) T accumulate_rest(const T* options, const 
   return value;
 }
 
-// Places of the observations that count, by the mask and the row's weight; their number is returned
+// Places of the n observations that count, by the mask and the row's weight; their number is returned
 inline __attribute__((always_inline)) int select(const Matrix& mask, double weight, int64_t row, int64_t column, int n,
                                                  int* kept) {
   if (weight == 0) return 0;
@@ -252,38 +260,51 @@ inline __attribute__((always_inline)) void deliver(const Rows<K>& p, Gradient& g
   }
 }
 
+// NaN for the gradients of observations of which any number is NaN: exponentials may have lost it on the way
+template <int OWN, int K, class T>
+inline void pass_nan(const T* const (&parameters)[K], const T* x, T* const (&gradients)[K - 1], int n) {
+  for (int i = 0; i < n; ++i) {
+    bool found = x[i] != x[i];
+    for (int k = 0; k < OWN; ++k) found = found || parameters[k][i] != parameters[k][i];
+    for (int k = 0; found && k < K - 1; ++k) gradients[k][i] = std::numeric_limits<T>::quiet_NaN();
+  }
+}
+
 // One block of one row
 template <template <class, int> class Accumulator, class T, bool GRADIENTS, int K>
 VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
-  T staged[K + 1][kBlock], packed[K + 1][kBlock], buffers[K][kBlock], scattered[GRADIENTS ? K : 1][kBlock];
+  using A = Accumulator<T, kLanes>;
+  constexpr int N = kStaged<A>, OWN = kOwn<A, T>;
+  T staged[K + 1][N], packed[K + 1][N], buffers[K][N], scattered[GRADIENTS ? K : 1][N];
   const T* in[K + 1];
   T *out[K], *target[K];
-  for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, n, staged[k]);
+  for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, k < OWN ? n : 1, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
   bool asked[K];
   for (int k = 0; k < K; ++k) asked[k] = p.gradients[k].to.data;
   for (int k = 0; k < K; ++k)
     target[k] = out[k] = p.gradients[k].direct() ? destination(p.gradients[k].to, row, column, buffers[k]) : buffers[k];
 
-  int kept[kBlock];
+  int kept[N];
   const double weight = p.row_weight(row);
   const int count = select(p.mask, weight, row, column, n, kept);
   if (count != n) {  // what counts, moved together
     for (int k = 0; k <= K; ++k) {
+      if (k >= OWN && k < K) continue;
       for (int i = 0; i < count; ++i) packed[k][i] = in[k][kept[i]];
       in[k] = packed[k];
     }
     for (int k = 0; GRADIENTS && k < K; ++k) out[k] = scattered[k];
   }
 
-  using A = Accumulator<T, kLanes>;
   T options[A::kOptions + 1];
   for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
   const T scale = static_cast<T>(weight * p.scale);
   if (count > 0) {
-    double& value = p.values[p.cell(row, column)];
-    value += accumulate<A, GRADIENTS>(options, in, in[K], out, scale, count);
+    T value = accumulate<A, GRADIENTS>(options, in, in[K], out, scale, count);
     if constexpr (A::kSparse) value += accumulate_rest<A, GRADIENTS>(options, in, in[K], out, asked, scale, count);
+    if (GRADIENTS && value != value) pass_nan<OWN>(in, in[K], out, count);
+    p.values[p.cell(row, column)] += value;
   }
   for (int k = 0; GRADIENTS && k < K; ++k) {
     Gradient& g = p.gradients[k];
@@ -332,6 +353,7 @@ template <template <class, int> class Accumulator, class T, int K>
 Work work_on(Rows<K>& p) {
   const bool wants_gradients = p.wants_gradients();
   const int64_t chunks = p.chunks();
+  constexpr int N = kStaged<Accumulator<T, kLanes>>;
   int64_t groups = p.rows;
   for (const Gradient& g : p.gradients)
     if (g.to.data && g.over_rows && !g.over_columns)
@@ -349,8 +371,8 @@ Work work_on(Rows<K>& p) {
       const int64_t last_row = std::min(p.rows, (group + 1) * group_rows);
       const int64_t last = std::min(p.columns, (chunk + 1) * kChunk);
       for (int64_t row = group * group_rows; row < last_row; ++row)
-        for (int64_t column = chunk * kChunk; column < last; column += kBlock) {
-          const int n = static_cast<int>(std::min<int64_t>(kBlock, last - column));
+        for (int64_t column = chunk * kChunk; column < last; column += N) {
+          const int n = static_cast<int>(std::min<int64_t>(N, last - column));
           if (wants_gradients) run_block<Accumulator, T, true>(p, row, column, n, group);
           else run_block<Accumulator, T, false>(p, row, column, n, group);
         }
