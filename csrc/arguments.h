@@ -161,6 +161,9 @@ inline const int64_t* seed_of(const Tensor& t) {
   return static_cast<const int64_t*>(t.data_ptr());
 }
 
+using Allocator = Tensor(const int64_t* sizes, const int64_t* strides, int64_t dimensions, ScalarType type,
+                         const Place& place);
+
 inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dimensions, ScalarType type,
                             const Place& place) {
   AtenTensorHandle handle;
@@ -171,19 +174,20 @@ inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_
 }
 
 // Contiguous, of up to two dimensions
-inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, const Place& place) {
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, const Place& place,
+                    Allocator* allocate = empty_strided) {
   std::array<int64_t, 2> strides{1, 1};
   if (sizes.size() == 2) strides[0] = sizes.begin()[1] > 0 ? sizes.begin()[1] : 1;
-  return empty_strided(sizes.begin(), strides.data(), static_cast<int64_t>(sizes.size()), type, place);
+  return allocate(sizes.begin(), strides.data(), static_cast<int64_t>(sizes.size()), type, place);
 }
 
 // [B, C, N] for the gradient of such a tensor: channels last where that is, else contiguous
-inline Tensor empty_planes(const Tensor& like, const Place& place) {
+inline Tensor empty_planes(const Tensor& like, const Place& place, Allocator* allocate = empty_strided) {
   const int64_t sizes[3] = {like.size(0), like.size(1), like.size(2)};
   const int64_t c = std::max<int64_t>(1, sizes[1]), n = std::max<int64_t>(1, sizes[2]);
   const bool last = like.stride(1) == 1;
   const int64_t strides[3] = {c * n, last ? 1 : n, last ? c : 1};
-  return empty_strided(sizes, strides, 3, like.scalar_type(), place);
+  return allocate(sizes, strides, 3, like.scalar_type(), place);
 }
 
 inline Matrix output(const Tensor& t) {

@@ -24,7 +24,7 @@ from vae_fast.functional import (
 from vae_fast.losses import ELBOLoss, ELBOTerms
 from vae_fast.models import VAE, VAEOutput
 from vae_fast.ops.backend import backend, report
-from vae_fast.ops.library import ReferenceWarning
+from vae_fast.ops.library import ReferenceWarning, empty_cache
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,7 @@ __all__ = [
     "continuous_bernoulli_nll",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_nll",
+    "empty_cache",
     "functional",
     "gaussian_kl",
     "gaussian_nll",

@@ -39,8 +39,8 @@ struct Joint {
   void allocate_gradients(int64_t asked) {
     static const Place cpu{aoti_torch_device_type_cpu()};
     const Tensor& p = parameters[0];
-    gradients[0] = asked & 1 ? empty_planes(p, cpu) : empty({0}, p.scalar_type());
-    if (asked & 1) prefer_huge_pages(gradients[0]), rows.gradient = cube(gradients[0]);
+    gradients[0] = asked & 1 ? empty_planes(p, cpu, new_result) : empty({0}, p.scalar_type());
+    if (asked & 1) rows.gradient = cube(gradients[0]);
   }
   Work likelihood_work() { return channels_of(x) == A::kTargets ? work<Accumulator>() : work<Other>(); }
   // [B], weighted

@@ -1,38 +1,16 @@
 // An operator around the loop over rows: tensors in, the values [B] and the gradients that are asked for out.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <utility>
 
-#include "../arguments.h"
+#include "memory.h"
 #include "rows.h"
 
 namespace vae_fast {
 
-constexpr uintptr_t kHugePage = 2 << 20;
-constexpr uintptr_t kLarge = 2 * kHugePage;  // memory that holds a huge page wherever it begins
-
-// Memory of that size is fresh from the system, page by page: 4 KiB at a time that takes longer than what is computed
-// into it, in huge pages a fifth of that. Systems have them for those who ask.
-inline void prefer_huge_pages(const Tensor& t) {
-#if defined(__linux__)
-  const auto bytes = static_cast<uintptr_t>(t.numel() * size_of(t.scalar_type()));
-  if (bytes < kLarge) return;
-  const auto begin = reinterpret_cast<uintptr_t>(t.data_ptr());
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage,
-                  last = (begin + bytes) / kHugePage * kHugePage;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: what comes of it doesn't matter
-#endif
-}
-
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
   static const Place cpu{aoti_torch_device_type_cpu()};
-  const Tensor t = empty(sizes, type, cpu);
-  prefer_huge_pages(t);
-  return t;
+  return empty(sizes, type, cpu, new_result);
 }
 
 // [n], float32 or float64, of value(0), value(1), ...

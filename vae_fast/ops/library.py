@@ -112,6 +112,22 @@ def _other_cuda(built: str) -> str | None:
     return None
 
 
+LIBRARY.define("empty_cache() -> ()")
+LIBRARY.define("cached_bytes() -> int")
+
+
+def empty_cache() -> None:
+    """Gives back the memory that large results on a CPU have left to those that come after them.
+
+    Results of 4 MiB and more are made in memory that is kept when nobody holds them any longer: fresh memory of the
+    system's takes longer than what is computed into it. What is kept and what is in use are together never more than
+    was in use at one time, and what 64 results have found no use for is given back. Set VAE_FAST_KEEP_MEMORY=0 in the
+    environment to keep nothing. On a GPU the memory is torch's: `torch.cuda.empty_cache`.
+    """
+    if MISSING["cpp"] is None:
+        torch.ops.vae_fast.empty_cache()
+
+
 # Why a backend isn't there at all, None if it is
 MISSING = {
     "cpp": _load("cpu", "C++"),

@@ -1,0 +1,14 @@
+// Memory for large results: kept when they are dropped, for those that come after them.
+//
+// The C library maps arrays of 32 MiB and more anew each time, and the system clears every page of them, which takes
+// longer than what is computed there. A training step drops the gradients that the last one left, and asks for as many.
+#pragma once
+
+#include "../arguments.h"
+
+namespace vae_fast {
+
+// An uninitialised tensor on the CPU
+Tensor new_result(const int64_t* sizes, const int64_t* strides, int64_t dimensions, ScalarType type, const Place& cpu);
+
+}  // namespace vae_fast
