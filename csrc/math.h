@@ -159,6 +159,12 @@ VAE_FAST_FN float exp_reduced(float v, float& scale) {
   return (v - n * 0.693145752f) - n * 1.42860677e-6f;
 }
 
+// The same for v = -min(|u|, 87)
+VAE_FAST_FN float magnitude_reduced(float u, float& scale) {
+  const uint32_t magnitude = bits<uint32_t>(u) & 0x7fffffffu, most = bits<uint32_t>(87.f);
+  return exp_reduced<127>(-bits<float>(magnitude < most ? magnitude : most), scale);
+}
+
 // e^f - 1 for |f| <= ln(2)/2, within 3e-9 of e^f before rounding
 VAE_FAST_FN float expm1_near(float f) {
   constexpr float kCoefficients[] = {5.0000000952e-1f, 1.6666518853e-1f, 4.1666205882e-2f, 8.3688877e-3f,
@@ -182,7 +188,7 @@ VAE_FAST_FN float exp_nonpositive(float v) {
 #else
   float scale;
   const float f = detail::exp_reduced<127>(-87.f > v ? -87.f : v, scale);
-  return detail::rough_expm1_near(f) * scale + scale;
+  return detail::expm1_near(f) * scale + scale;
 #endif
 }
 VAE_FAST_FN double exp_nonpositive(double v) { return std::exp(v); }
@@ -193,13 +199,22 @@ VAE_FAST_FN float exp_minus_magnitude(float v) {
 #if defined(__CUDA_ARCH__)
   return exp_nonpositive(-magnitude(v));
 #else
-  const uint32_t of_v = bits<uint32_t>(v) & 0x7fffffffu, most = bits<uint32_t>(87.f);
   float scale;
-  const float f = detail::exp_reduced<127>(-bits<float>(of_v < most ? of_v : most), scale);
-  return detail::rough_expm1_near(f) * scale + scale;
+  return detail::expm1_near(detail::magnitude_reduced(v, scale)) * scale + scale;
 #endif
 }
 VAE_FAST_FN double exp_minus_magnitude(double v) { return std::exp(-std::fabs(v)); }
+
+// The same with relative error 2e-7
+VAE_FAST_FN float rough_exp_minus_magnitude(float v) {
+#if defined(__CUDA_ARCH__)
+  return exp_nonpositive(-magnitude(v));
+#else
+  float scale;
+  return detail::rough_expm1_near(detail::magnitude_reduced(v, scale)) * scale + scale;
+#endif
+}
+VAE_FAST_FN double rough_exp_minus_magnitude(double v) { return exp_minus_magnitude(v); }
 
 // e^v - 1 for v <= 0, relative error 2e-7, and e^v as `exp_nonpositive`
 VAE_FAST_FN float expm1_nonpositive(float v, float& exp_v) {

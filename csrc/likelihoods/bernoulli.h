@@ -16,7 +16,7 @@ struct Bernoulli : Defaults {
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
     const T l = parameters[0];
     const T side = l < T(0) ? T(0) : T(1);  // the one choice: further ones on the sign keep compilers from vectorising
-    const T e = exp_minus_magnitude(l);
+    const T e = rough_exp_minus_magnitude(l);
     linear[lane] += l * (side - x);  // |l| d: side - x has the sign of l
     q[lane] = q[lane] * e + (q[lane] + e);
     gradients[0] = scale * (quotient(larger(e, side), T(1) + e) - x);
