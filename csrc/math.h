@@ -1,4 +1,4 @@
-// Element functions for host and device: exponentials, logarithms and a sine, from arithmetic that compilers vectorise.
+// Element functions for host and device: exponentials and logarithms, from arithmetic that compilers vectorise.
 //
 // float: minimax polynomials, within 5 ulp, most within 2; no branches, no library calls; on a GPU one instruction where
 // it has one that is accurate enough. double: the C library.
@@ -382,13 +382,6 @@ VAE_FAST_FN double expm1_minus(double v, double) {
   const double near = polynomial(v, kCoefficients) * (v * v);
   return magnitude(v) < 0.5 ? near : std::expm1(v) - v;
 }
-
-// sin(pi v) for |v| <= 1/2
-VAE_FAST_FN float sin_pi(float v) {
-  constexpr float kCoefficients[] = {3.1415926402f, -5.1677100903f, 2.55007766f, -0.59829216124f, 0.077659411985f};
-  return polynomial(v * v, kCoefficients) * v;
-}
-VAE_FAST_FN double sin_pi(double v) { return std::sin(3.14159265358979323846 * v); }
 
 // e^v, at most e^69, so that products with it stay finite, and at least e^-87 (GPU: 0); a GPU errs by 6e-8 |v|
 VAE_FAST_FN float exp_bounded(float v) {

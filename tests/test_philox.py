@@ -43,6 +43,11 @@ static float log_decay_ratio(float v) {
   vae_fast::add_log_decay_ratio(v, vae_fast::exp_nonpositive(-v), sum, product);
   return sum + vae_fast::log(product);
 }
+static float quarter(float v, bool cosine) {
+  float of[2];
+  vae_fast::sine_and_cosine(v, of[0], of[1]);
+  return of[cosine];
+}
 #define EACH(name, expression) \\
   void name(const float* in, float* out, long n) { \\
     for (long i = 0; i < n; ++i) { const float v = in[i]; out[i] = expression; } \\
@@ -56,7 +61,8 @@ EACH(exp_bounded_, vae_fast::exp_bounded(v))
 EACH(log_, vae_fast::log(v))
 EACH(log1p_, vae_fast::log1p(v))
 EACH(expm1_minus_, vae_fast::expm1_minus(v, vae_fast::exp(v)))
-EACH(sin_pi_, vae_fast::sin_pi(v))
+EACH(sine_, quarter(v, false))
+EACH(cosine_, quarter(v, true))
 EACH(decay_deficit_, 1.f - vae_fast::decay_deficit(v))
 EACH(nearest_, vae_fast::nearest(v))
 EACH(log_decay_ratio_, log_decay_ratio(v))
@@ -111,7 +117,8 @@ FUNCTIONS = {  # name: (exact, from, to, error in units of the last place)
     "log_": (mpmath.log, 1e-30, 3, 1.5),
     "log1p_": (mpmath.log1p, -0.99, 5, 2),
     "expm1_minus_": (lambda v: mpmath.expm1(v) - v, -3, 3, 5),
-    "sin_pi_": (lambda v: mpmath.sin(mpmath.pi * v), -0.5, 0.5, 4),
+    "sine_": (lambda v: mpmath.sin(mpmath.pi / 2 * v), -0.5, 0.5, 2),
+    "cosine_": (lambda v: mpmath.cos(mpmath.pi / 2 * v), -0.5, 0.5, 2),
     "decay_deficit_": (lambda v: -mpmath.expm1(-v) / v if v else mpmath.mpf(1), 0, 0.5, 2.5),
     "nearest_": (mpmath.nint, -1000, 1000, 0),
     "log_decay_ratio_": (lambda v: mpmath.log(-mpmath.expm1(-v) / v) if v else mpmath.mpf(0), 0, 20, 4),
@@ -140,7 +147,7 @@ def test_element_functions(elements, name):
         assert abs(mpmath.mpf(float(got)) - true) <= allowed * float(ulp), f"{name}({v}) = {got}, true {true}"
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("sin_pi_", "decay_deficit_")])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("sine_", "cosine_", "decay_deficit_")])
 def test_nan_and_infinity(elements, name):
     _, (nan, high, low) = evaluate(elements, name, [numpy.nan, numpy.inf, -numpy.inf])
     if "minus_magnitude" in name:  # where NaN counts as infinity
