@@ -25,7 +25,7 @@ BY_LANES = {
 }
 # Loops that compilers follow by a scalar one, for the rest
 FLAT = [
-    "normals<float>",
+    "make_normals<float>",
     "sample<float, 4",  # one code for 2 and 4: neither reads a prior
     "sample_gradients<vae_fast::StandardKl<float, 1>, true",
     "sample_with_terms<vae_fast::StandardKl<float, 1>",
@@ -66,3 +66,9 @@ def test_loops_by_lanes(functions, loop):
 def test_flat_loops(functions, loop):
     packed, scalar = operations(functions, loop)
     assert packed >= 20 and scalar <= 5 * packed
+
+
+def test_words_are_made_by_the_short_multiplication(functions):
+    """Of 32 x 32 -> 64 bits: the full one of 64-bit lanes takes longer, without AVX-512 3.5 times as long."""
+    codes = [code for name, code in functions.items() if "random_words" in name]
+    assert codes and all(re.search(r"\tvpmuludq\s.*%zmm", code) and "vpmullq" not in code for code in codes)

@@ -1,7 +1,7 @@
 // The latent variable on the CPU: reparameterised sampling with the KL in the same pass, and the divergences alone.
 #include "../divergences.h"
-#include "../philox.h"
 #include "operators.h"
+#include "words.h"
 
 namespace vae_fast {
 namespace {
@@ -29,24 +29,21 @@ struct Unit {
   int64_t size() const { return count * width; }
 };
 
-// The normals of n elements from `first` on, into noise of kNoise. Words and normals are made in loops of their own, the
-// words in 64-bit lanes, which is twice as fast as 32-bit lanes in one loop.
-constexpr int kNoise = kBlock + 32;
+// Box and Muller's normals of n pairs of words
 template <class T>
-VAE_FAST_CLONES const T* normals(uint64_t seed, int64_t first, int64_t n, T* noise) {
-  uint32_t words[2][kNoise / 2];  // of a counter 0 and 2, then 1 and 3
-  const PhiloxKeys<uint64_t> keys(seed);
-  const uint64_t counter = static_cast<uint64_t>(first / 4);
-  const int counters = static_cast<int>((first % 4 + n + 31) / 32 * 8);  // that fill vectors
+VAE_FAST_CLONES void make_normals(const Words& words, int n, T* noise) {
 #pragma GCC ivdep
-  for (int k = 0; k < counters; ++k) {
-    const uint64_t index = counter + static_cast<uint64_t>(k);
-    uint64_t c[4] = {index & 0xffffffffu, index >> 32, 0, 0};
-    philox(c, keys);
-    for (int word = 0; word < 4; ++word) words[word % 2][2 * k + word / 2] = static_cast<uint32_t>(c[word]);
-  }
-#pragma GCC ivdep
-  for (int k = 0; k < 2 * counters; ++k) box_muller(words[0][k], words[1][k], noise[2 * k], noise[2 * k + 1]);
+  for (int k = 0; k < n; ++k) box_muller(words[0][k], words[1][k], noise[2 * k], noise[2 * k + 1]);
+}
+
+// The normals of n elements from `first` on
+template <class T>
+const T* normals(uint64_t seed, int64_t first, int64_t n, T (&noise)[kNoise]) {
+  constexpr int64_t kAtOnce = 4 * kCountersAtOnce;
+  const int counters = static_cast<int>((first % 4 + n + kAtOnce - 1) / kAtOnce) * kCountersAtOnce;
+  Words words;
+  random_words(PhiloxKeys<uint64_t>(seed), static_cast<uint64_t>(first / 4), counters, words);
+  make_normals(words, 2 * counters, noise);
   return noise + first % 4;
 }
 
