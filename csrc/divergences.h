@@ -21,6 +21,12 @@ struct StandardKl : Sum<T, LANES> {
     this->total[lane] += m * m + excess;
     return excess;
   }
+  // The value of one observation, before `finish`, and e^(v/2)
+  VAE_FAST_FN static T term(const T (&parameters)[2], T& sigma) {
+    T excess;
+    sigma = sigma_and_excess(parameters[1], excess);
+    return parameters[0] * parameters[0] + excess;
+  }
   // The gradients alone, for a known e^(v/2) / 2
   VAE_FAST_FN static void differentiate(const T (&parameters)[2], T half, T scale, T& dm, T& dv) {
     dm = scale * parameters[0];
@@ -49,6 +55,13 @@ struct GaussianKl : Sum<T, LANES> {
   VAE_FAST_FN void observe(int lane, const T (&parameters)[4], T) {
     T unused[4];
     step(lane, parameters, T(0), T(1), unused);
+  }
+  VAE_FAST_FN static T term(const T (&parameters)[4], T& sigma) {
+    sigma = sigma_of(parameters[1]);
+    const T h = (parameters[0] - parameters[2]) * inverse_sigma(parameters[3]);
+    T excess;
+    sigma_and_excess(parameters[1] - parameters[3], excess);
+    return excess + h * h;
   }
   VAE_FAST_FN static void differentiate(const T (&parameters)[4], T, T scale, T& dm, T& dv) {
     const T factor = inverse_sigma(parameters[3]);

@@ -383,6 +383,36 @@ VAE_FAST_FN double expm1_minus(double v, double) {
   return magnitude(v) < 0.5 ? near : std::expm1(v) - v;
 }
 
+// e^(v/2), as sigma_of, and e^v - 1 - v, as expm1_minus, from one polynomial: where |v| < 1 both from e^(v/2) - 1 itself
+VAE_FAST_FN float sigma_and_excess(float v, float& excess) {
+#if defined(__CUDA_ARCH__)
+  const float sigma = sigma_of(v);
+  excess = expm1_minus(v, sigma * sigma);
+  return sigma;
+#else
+  constexpr float kCoefficients[] = {5.00000012e-1f, 1.666666546e-1f, 4.166579594e-2f,
+                                     8.33345217e-3f, 1.398199739e-3f, 1.987563085e-4f};
+  constexpr float kRound = 12582912.f + 126;  // as in expm1_reduced
+  constexpr uint32_t kLeast = 0xc32c0000u;    // -172
+  constexpr int32_t kMost = 0x43320000;       // 178
+  // Limits as integers are minima; of floats GCC would make a path each
+  const int32_t low = static_cast<int32_t>(bits<uint32_t>(v) < kLeast ? bits<uint32_t>(v) : kLeast);
+  const float half = 0.5f * bits<float>(low < kMost ? low : kMost);
+  const bool near = magnitude(v) < 1.f;
+  const float shifted = near ? kRound : half * 1.44269504f + kRound, n = shifted - kRound;
+  const float f = (half - n * 0.693145752f) - n * 1.42860677e-6f;
+  const float scale = bits<float>(bits<uint32_t>(shifted) << 23);
+  const float beyond = polynomial(f, kCoefficients) * (f * f), less = beyond + f;
+  const float sigma = v == v ? 2.f * (less * scale + scale) : v;
+  excess = near ? less * less + 2.f * beyond : (sigma * sigma - 1.f) - v;
+  return sigma;
+#endif
+}
+VAE_FAST_FN double sigma_and_excess(double v, double& excess) {
+  excess = expm1_minus(v, 0.);
+  return sigma_of(v);
+}
+
 // e^v, at most e^69, so that products with it stay finite, and at least e^-87 (GPU: 0); a GPU errs by 6e-8 |v|
 VAE_FAST_FN float exp_bounded(float v) {
 #if defined(__CUDA_ARCH__)

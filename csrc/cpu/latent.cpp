@@ -50,8 +50,8 @@ const T* normals(uint64_t seed, int64_t first, int64_t n, T (&noise)[kNoise]) {
 // A unit of an operand as one flat run of T
 template <class T>
 const T* flat(const Matrix& m, const Unit& u, T* buffer) {
-  if (m.type == scalar_type<T> && m.column_stride == 1 && (u.count == 1 || m.row_stride == u.width))
-    return m.at<T>(u.row, u.column);
+  if (m.column_stride == 1 && (u.count == 1 || m.row_stride == u.width))
+    return load(m, u.row, u.column, u.size(), buffer);
   for (int64_t i = 0; i < u.count; ++i) {
     T* to = buffer + i * u.width;
     const T* from = load(m, u.row + i, u.column, u.width, to);
@@ -77,18 +77,16 @@ VAE_FAST_CLONES void sample(const T* const (&in)[K], const T* noise, int64_t n, 
   for (int64_t i = 0; i < n; ++i) z[i] = in[0][i] + sigma_of(in[1][i]) * noise[i];
 }
 
-// The same, and the divergence's terms with one exponential for both
+// The same, and the divergence's terms
 template <class Kl, class T, int K>
 VAE_FAST_CLONES void sample_with_terms(const T* const (&in)[K], const T* noise, int64_t n, T* z, T* terms) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     T parameters[K];
     for (int k = 0; k < K; ++k) parameters[k] = in[k][i];
-    const T sigma = sigma_of(parameters[1]);
+    T sigma;
+    terms[i] = Kl::term(parameters, sigma);
     z[i] = parameters[0] + sigma * noise[i];
-    Kl element{};
-    element.observe(0, parameters, sigma * sigma);
-    terms[i] = element.finish(element.sum(0), T(1));
   }
 }
 
@@ -206,7 +204,7 @@ void sample_and_divergence(const Tensor (&parameters)[K], uint64_t seed, Tensor&
   *kl = vector(p.rows, accumulate_type(p.parameters), [&, pieces = p.pieces()](int64_t b) {
     double value = 0;
     for (int64_t piece = 0; piece < pieces; ++piece) value += p.sums[b * pieces + piece];
-    return value;
+    return Kl<double, 1>{}.finish(value, 1);
   });
 }
 
