@@ -271,12 +271,33 @@ VAE_FAST_FN float sigma_of(float v) {
 }
 VAE_FAST_FN double sigma_of(double v) { return exp(0.5 * v); }
 
+namespace detail {
+
+// v/2 = n ln 2 + f/2 with integer n, which is 0 if v is `near` 0, else |f| <= ln 2: returns f, and 2^(n - 1) as `scale`.
+// v counts as -172 below that and as 179, of infinite scale, above; NaN as either.
+VAE_FAST_FN float halves_reduced(float v, bool near, float& scale) {
+  constexpr float kRound = 12582912.f + 126;  // as in expm1_reduced
+  constexpr uint32_t kLeast = 0xc32c0000u;    // bits of the limits: as integers they are minima, as floats GCC makes a
+  constexpr int32_t kMost = 0x43330000;       // path of each
+  const int32_t low = static_cast<int32_t>(bits<uint32_t>(v) < kLeast ? bits<uint32_t>(v) : kLeast);
+  const float limited = bits<float>(low < kMost ? low : kMost);
+  const float shifted = near ? kRound : limited * 0.72134752f + kRound, n = shifted - kRound;
+  scale = bits<float>(bits<uint32_t>(shifted) << 23);
+  return (limited - n * 1.386291504f) - n * 2.85721354e-6f;
+}
+
+}  // namespace detail
+
 // sigma / 2
 VAE_FAST_FN float half_sigma(float v) {
 #if defined(__CUDA_ARCH__)
   return gpu::ex2(fmaf(v, 0.5f * gpu::kLog2E, -1.f));
 #else
-  return 0.5f * exp(0.5f * v);
+  constexpr float kCoefficients[] = {
+      1.f, 5.000000251e-1f, 1.250000110e-1f, 2.083295363e-2f, 2.604047585e-3f, 2.618500873e-4f, 2.197182442e-5f};
+  float scale;
+  const float f = detail::halves_reduced(v, false, scale), half = polynomial(f, kCoefficients) * scale;
+  return v == v ? half : v;
 #endif
 }
 VAE_FAST_FN double half_sigma(double v) { return 0.5 * exp(0.5 * v); }
@@ -390,21 +411,15 @@ VAE_FAST_FN float sigma_and_excess(float v, float& excess) {
   excess = expm1_minus(v, sigma * sigma);
   return sigma;
 #else
-  constexpr float kCoefficients[] = {5.00000012e-1f, 1.666666546e-1f, 4.166579594e-2f,
-                                     8.33345217e-3f, 1.398199739e-3f, 1.987563085e-4f};
-  constexpr float kRound = 12582912.f + 126;  // as in expm1_reduced
-  constexpr uint32_t kLeast = 0xc32c0000u;    // -172
-  constexpr int32_t kMost = 0x43320000;       // 178
-  // Limits as integers are minima; of floats GCC would make a path each
-  const int32_t low = static_cast<int32_t>(bits<uint32_t>(v) < kLeast ? bits<uint32_t>(v) : kLeast);
-  const float half = 0.5f * bits<float>(low < kMost ? low : kMost);
+  constexpr float kCoefficients[] = {2.50000006e-1f,  4.166666364e-2f, 5.208224493e-3f,
+                                     5.208407605e-4f, 4.369374184e-5f, 3.105567320e-6f};
   const bool near = magnitude(v) < 1.f;
-  const float shifted = near ? kRound : half * 1.44269504f + kRound, n = shifted - kRound;
-  const float f = (half - n * 0.693145752f) - n * 1.42860677e-6f;
-  const float scale = bits<float>(bits<uint32_t>(shifted) << 23);
-  const float beyond = polynomial(f, kCoefficients) * (f * f), less = beyond + f;
-  const float sigma = v == v ? 2.f * (less * scale + scale) : v;
-  excess = near ? less * less + 2.f * beyond : (sigma * sigma - 1.f) - v;
+  float scale;
+  const float f = detail::halves_reduced(v, near, scale);
+  const float beyond = polynomial(f, kCoefficients) * (f * f),
+              twice = beyond + f;  // 2 (e^(f/2) - 1), less f and as it is
+  const float sigma = v == v ? (twice + 2.f) * scale : v;
+  excess = near ? (0.25f * twice) * twice + beyond : (sigma * sigma - 1.f) - v;
   return sigma;
 #endif
 }

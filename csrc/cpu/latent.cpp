@@ -13,7 +13,7 @@ struct Latent {
   int64_t rows = 0, columns = 0;
   Matrix parameters[K];  // mu, logvar and, for K = 4, the prior's
   Matrix z;              // forward: the sample
-  Matrix dz, dkl;        // backward: incoming, each may be absent
+  Matrix dz, dkl;        // backward: incoming, each may be absent; dkl [1, rows]
   Matrix gradients[2];   // backward: of mu and logvar
   bool divergence = false;
   uint64_t seed = 0;
@@ -58,6 +58,13 @@ const T* flat(const Matrix& m, const Unit& u, T* buffer) {
     if (from != to) std::copy(from, from + u.width, to);
   }
   return buffer;
+}
+
+// A number for each of the unit's rows as one for each of its elements
+template <class T>
+VAE_FAST_CLONES void spread(const T* numbers, const Unit& u, T* to) {
+  for (int64_t i = 0; i < u.count; ++i)
+    for (int64_t j = 0; j < u.width; ++j) to[i * u.width + j] = numbers[i];
 }
 
 template <class T>
@@ -127,18 +134,18 @@ void forward_unit(Latent<K>& p, const Unit& u) {
 template <class Kl, class T, int K>
 void backward_unit(Latent<K>& p, const Unit& u) {
   T staged[K][kBlock], noise[kNoise], dz_staged[kBlock], dkl_staged[kBlock], computed[2][kBlock];
-  const T *in[K], *dz = dz_staged, *dkl = dkl_staged;
+  const T *in[K], *dz = dz_staged;
   for (int k = 0; k < K; ++k) in[k] = flat(p.parameters[k], u, staged[k]);
   if (p.dz.data) dz = flat(p.dz, u, dz_staged);
   else std::fill(dz_staged, dz_staged + u.size(), T(0));
-  if (p.dkl.data) dkl = flat(p.dkl, u, dkl_staged);
+  if (p.dkl.data) spread(load(p.dkl, 0, u.row, u.count, computed[0]), u, dkl_staged);
 
   const int64_t first = u.row * p.columns + u.column;
   const T* eps = normals(p.seed, first, u.size(), noise);
   T* to[2];
   for (int k = 0; k < 2; ++k) to[k] = destination(p.gradients[k], 0, first, computed[k]);
-  if (p.dkl.data) sample_gradients<Kl, true>(in, eps, dz, dkl, u.size(), to[0], to[1]);
-  else sample_gradients<Kl, false>(in, eps, dz, dkl, u.size(), to[0], to[1]);
+  if (p.dkl.data) sample_gradients<Kl, true>(in, eps, dz, dkl_staged, u.size(), to[0], to[1]);
+  else sample_gradients<Kl, false>(in, eps, dz, dkl_staged, u.size(), to[0], to[1]);
   for (int k = 0; k < 2; ++k)
     if (to[k] == computed[k]) store(computed[k], p.gradients[k], 0, first, u.size());
 }
@@ -241,7 +248,7 @@ void sample_backward(const Tensor (&parameters)[K], const std::optional<Tensor>&
   p.seed = seed;
   if (dz) p.dz = parameter(*dz, "dz", p.rows, p.columns);
   p.dkl = column_vector(dkl, "dkl", p.rows);
-  p.dkl.column_stride = 0;
+  std::swap(p.dkl.row_stride, p.dkl.column_stride);
   for (int k = 0; k < 2; ++k) {
     gradients[k] = empty({p.rows, p.columns}, parameters[k].scalar_type());
     p.gradients[k] = output(gradients[k]);
