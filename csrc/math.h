@@ -273,12 +273,13 @@ VAE_FAST_FN double sigma_of(double v) { return exp(0.5 * v); }
 
 namespace detail {
 
-// v/2 = n ln 2 + f/2 with integer n, which is 0 if v is `near` 0, else |f| <= ln 2: returns f, and 2^(n - 1) as `scale`.
+// v/2 = n ln 2 + f/2 with integer n, which is 0 if v is `near` 0, else |f| <= ln 2: returns f, and 2^(n-1) as `scale`.
 // v counts as -172 below that and as 179, of infinite scale, above; NaN as either.
 VAE_FAST_FN float halves_reduced(float v, bool near, float& scale) {
   constexpr float kRound = 12582912.f + 126;  // as in expm1_reduced
-  constexpr uint32_t kLeast = 0xc32c0000u;    // bits of the limits: as integers they are minima, as floats GCC makes a
-  constexpr int32_t kMost = 0x43330000;       // path of each
+  // The limits' bits: of integers they are minima, of floats GCC would make a path each
+  constexpr uint32_t kLeast = 0xc32c0000u;
+  constexpr int32_t kMost = 0x43330000;
   const int32_t low = static_cast<int32_t>(bits<uint32_t>(v) < kLeast ? bits<uint32_t>(v) : kLeast);
   const float limited = bits<float>(low < kMost ? low : kMost);
   const float shifted = near ? kRound : limited * 0.72134752f + kRound, n = shifted - kRound;
@@ -404,24 +405,17 @@ VAE_FAST_FN double expm1_minus(double v, double) {
   return magnitude(v) < 0.5 ? near : std::expm1(v) - v;
 }
 
-// e^(v/2), as sigma_of, and e^v - 1 - v, as expm1_minus, from one polynomial: where |v| < 1 both from e^(v/2) - 1 itself
+// e^(v/2), as sigma_of, and e^v - 1 - v, as expm1_minus, from one polynomial: both from e^(v/2) - 1 where |v| < 1
 VAE_FAST_FN float sigma_and_excess(float v, float& excess) {
-#if defined(__CUDA_ARCH__)
-  const float sigma = sigma_of(v);
-  excess = expm1_minus(v, sigma * sigma);
-  return sigma;
-#else
   constexpr float kCoefficients[] = {2.50000006e-1f,  4.166666364e-2f, 5.208224493e-3f,
                                      5.208407605e-4f, 4.369374184e-5f, 3.105567320e-6f};
   const bool near = magnitude(v) < 1.f;
   float scale;
   const float f = detail::halves_reduced(v, near, scale);
-  const float beyond = polynomial(f, kCoefficients) * (f * f),
-              twice = beyond + f;  // 2 (e^(f/2) - 1), less f and as it is
+  const float beyond = polynomial(f, kCoefficients) * (f * f), twice = beyond + f;  // 2 (e^(f/2) - 1)
   const float sigma = v == v ? (twice + 2.f) * scale : v;
   excess = near ? (0.25f * twice) * twice + beyond : (sigma * sigma - 1.f) - v;
   return sigma;
-#endif
 }
 VAE_FAST_FN double sigma_and_excess(double v, double& excess) {
   excess = expm1_minus(v, 0.);

@@ -61,6 +61,18 @@ EACH(exp_bounded_, vae_fast::exp_bounded(v))
 EACH(log_, vae_fast::log(v))
 EACH(log1p_, vae_fast::log1p(v))
 EACH(expm1_minus_, vae_fast::expm1_minus(v, vae_fast::exp(v)))
+static float excess(float v) {
+  float of;
+  vae_fast::sigma_and_excess(v, of);
+  return of;
+}
+static float sigma(float v) {
+  float unused;
+  return vae_fast::sigma_and_excess(v, unused);
+}
+EACH(excess_, excess(v))
+EACH(sigma_, sigma(v))
+EACH(half_sigma_, vae_fast::half_sigma(v))
 EACH(sine_, quarter(v, false))
 EACH(cosine_, quarter(v, true))
 EACH(decay_deficit_, 1.f - vae_fast::decay_deficit(v))
@@ -117,6 +129,9 @@ FUNCTIONS = {  # name: (exact, from, to, error in units of the last place)
     "log_": (mpmath.log, 1e-30, 3, 1.5),
     "log1p_": (mpmath.log1p, -0.99, 5, 2),
     "expm1_minus_": (lambda v: mpmath.expm1(v) - v, -3, 3, 5),
+    "excess_": (lambda v: mpmath.expm1(v) - v, -3, 3, 6),
+    "sigma_": (lambda v: mpmath.exp(v / 2), -170, 177, 1.5),
+    "half_sigma_": (lambda v: mpmath.exp(v / 2) / 2, -170, 178, 1.5),
     "sine_": (lambda v: mpmath.sin(mpmath.pi / 2 * v), -0.5, 0.5, 2),
     "cosine_": (lambda v: mpmath.cos(mpmath.pi / 2 * v), -0.5, 0.5, 2),
     "decay_deficit_": (lambda v: -mpmath.expm1(-v) / v if v else mpmath.mpf(1), 0, 0.5, 2.5),

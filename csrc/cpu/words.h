@@ -1,7 +1,7 @@
 // Random words on the CPU: Philox on vectors of counters.
 //
-// A round multiplies 32 x 32 -> 64 bits, for which processors have an instruction in 64-bit lanes. GCC has no use for it
-// in a loop: it multiplies 64 x 64 bits there, by which words take up to 3.5 times as long.
+// A round multiplies 32 x 32 -> 64 bits, for which processors have an instruction in 64-bit lanes. GCC uses it in no
+// loop: it multiplies 64 x 64 bits there, by which words take up to 3.5 times as long.
 #pragma once
 
 #include "../philox.h"
