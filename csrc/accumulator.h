@@ -13,8 +13,8 @@
 //   kPlain                                         whether options that are all 0 get code of their own
 //   kCounts                                        x is a count, and bytes are the numbers they are; else they are x / 255
 //   kPixels                                        these counts are pixels: a GPU has kernels for half precision too
-//   kSparse                                        step leaves out what vanishes at x = 0:
-//   rest(lane, parameters, x, scale, gradients)    adds that to the state, and to the gradients
+//   kSparse                                        step adds nothing of x != 0, and has no gradients of it:
+//   rest(lane, parameters, x, scale, gradients)    does, and adds nothing of x = 0
 //   kParts                                         in how many parts a CPU takes a step of many operations: one part of a
 //                                                  block's steps after the other, since of short chains of operations a
 //                                                  processor runs more at once
@@ -22,8 +22,10 @@
 //   prepare(seen, carried)                         such a part. It finds what was handed on so far behind the parameters,
 //                                                  and by how many they are it is known
 //   complete(lane, seen, x, scale, gradients)      the last part, instead of step
-//   kWhole                                         whether a GPU, which has them in one thread, need not take both:
-//   whole(lane, parameters, x, scale, gradients)   step and, unless x = 0, rest, with what they have in common
+//   kSettled                                       if not 0, a CPU calls, at least every so many steps,
+//   settle(lane)                                   which makes room for as many again
+//   kWhole                                         whether a GPU, which has them in one thread, takes instead of either
+//   whole(lane, parameters, x, scale, gradients)   which is step or rest
 //   finish(total, count)                           closes the sum over `count` observations, in nats; a row's parts,
 //                                                  finished one by one, must add up to the row
 //
@@ -39,6 +41,7 @@ namespace vae_fast {
 
 struct Defaults {
   static constexpr int kJoined = 1 << 30, kOptions = 0, kOfColumns = 0, kParts = 1, kCarried[] = {0};
+  static constexpr int kSettled = 0;
   static constexpr bool kHeavy = false, kPlain = false, kCounts = false, kPixels = false;
   static constexpr bool kSparse = false, kWhole = false;
 };

@@ -22,12 +22,12 @@ namespace detail {
 VAE_FAST_FN float stirling_value(float u) {
   constexpr float kCoefficients[] = {8.3332250149e-2f, 2.1158793293e-5f, -2.9122367118e-3f,
                                      3.6644283515e-4f, 4.1255050943e-4f, -1.5871604159e-4f};
-  return polynomial_by_halves(u, kCoefficients) * u;
+  return polynomial_by_pairs(u, kCoefficients) * u;
 }
 VAE_FAST_FN float stirling_slope(float u) {
   constexpr float kCoefficients[] = {8.3333294492e-2f, 2.4253997927e-6f,  -8.3516494681e-3f, -5.8861043466e-5f,
                                      4.9285248549e-3f, -3.4979590643e-3f, 8.5992572165e-4f};
-  return polynomial_by_halves(u, kCoefficients) * (u * u);
+  return polynomial_by_pairs(u, kCoefficients) * (u * u);
 }
 
 // The same for u <= 1/10 by Stirling's series

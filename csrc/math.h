@@ -84,6 +84,17 @@ VAE_FAST_FN float choose(bool first, float a, float b) {
 }
 VAE_FAST_FN double choose(bool first, double a, double b) { return first ? a : b; }
 
+// The larger one of v and least >= 0; either, if v is NaN: as integers they compare alike, and GCC needs one step
+VAE_FAST_FN float at_least(float least, float v) {
+#if defined(__CUDA_ARCH__)
+  return fmaxf(least, v);
+#else
+  const auto a = bits<int32_t>(least), b = bits<int32_t>(v);
+  return bits<float>(a > b ? a : b);
+#endif
+}
+VAE_FAST_FN double at_least(double least, double v) { return least > v ? least : v; }
+
 // The smaller one; either, if one is NaN
 template <class T>
 VAE_FAST_FN T smaller(T a, T b) {
@@ -134,16 +145,6 @@ VAE_FAST_FN T polynomial_by_pairs(T v, const T (&c)[N]) {
   for (int k = 0; k < N / 2; ++k) pairs[k] = c[2 * k + 1] * v + c[2 * k];
   if constexpr (N % 2) pairs[N / 2] = c[N - 1];
   return polynomial(v * v, pairs);
-}
-
-// The same in less time still, by halves of the polynomial
-template <class T, int N>
-VAE_FAST_FN T polynomial_by_halves(T v, const T (&c)[N]) {
-  T terms[(N + 1) / 2];
-  for (int k = 0; k < N / 2; ++k) terms[k] = c[2 * k + 1] * v + c[2 * k];
-  if constexpr (N % 2) terms[N / 2] = c[N - 1];
-  if constexpr (N <= 2) return terms[0];
-  else return polynomial_by_halves(v * v, terms);
 }
 
 namespace detail {
@@ -323,13 +324,15 @@ VAE_FAST_FN float log_reduced(float v, uint32_t& power) {
   power = (bits<uint32_t>(v) - kSqrtHalf) & 0xff800000u;
   return bits<float>(bits<uint32_t>(v) - power) - 1.f;
 }
-VAE_FAST_FN float exponent_of(uint32_t power) { return static_cast<float>(static_cast<int32_t>(power)) * 0x1p-23f; }
+VAE_FAST_FN float number(uint32_t power) { return static_cast<float>(static_cast<int32_t>(power)); }
+// ln 2 a power; high: to as many digits that its products with powers are exact, low: the rest
+constexpr float kLn2 = 0.693147181f * 0x1p-23f, kLn2High = 0.693145752f * 0x1p-23f, kLn2Low = 1.42860677e-6f * 0x1p-23f;
 
 // ln(1 + f) - f, f as above
 VAE_FAST_FN float log1p_beyond(float f) {
   constexpr float kCoefficients[] = {3.3333316727e-1f, -2.5000810398e-1f, 2.0002286198e-1f, -1.6624554062e-1f,
                                      1.4181193285e-1f, -1.3128756635e-1f, 1.2881640924e-1f, -7.8595989158e-2f};
-  return polynomial_by_halves(f, kCoefficients) * (f * f * f) - 0.5f * (f * f);
+  return (polynomial_by_pairs(f, kCoefficients) * f - 0.5f) * (f * f);
 }
 
 }  // namespace detail
@@ -348,9 +351,9 @@ VAE_FAST_FN double exp_if(bool logarithm, double v) { return logarithm ? exp(v) 
 // ln v for normal v > 0; at v = 0 about -88 instead of -inf
 VAE_FAST_FN float log(float v) {
   uint32_t power;
-  const float f = detail::log_reduced(v, power), n = detail::exponent_of(power);
-  const float p = detail::log1p_beyond(f) + n * 1.42860677e-6f;
-  const float r = n * 0.693145752f + (p + f);
+  const float f = detail::log_reduced(v, power), n = detail::number(power);
+  const float p = detail::log1p_beyond(f) + n * detail::kLn2Low;
+  const float r = n * detail::kLn2High + (p + f);
   return v < kInfinity ? r : v;
 }
 VAE_FAST_FN double log(double v) { return std::log(v); }
@@ -375,12 +378,12 @@ VAE_FAST_FN double log1p(double v) { return std::log1p(v); }
 
 // v - ln(1 + v) >= 0 for finite v > -1, relative error 6e-7. u = 1 + v, which v alone says too roughly where v is near -1
 VAE_FAST_FN float log1p_minus(float v, float u) {
-  const float sum = 1.f + v, lost = v > -0.5f ? v - (sum - 1.f) : 0.f;
   uint32_t power;
-  const float rough = detail::log_reduced(v > -0.5f ? sum : u, power), n = detail::exponent_of(power);
-  const float f = rough + lost * bits<float>(0x3f800000u - power);
-  const float p = detail::log1p_beyond(f);
-  return power == 0u ? -p : (v - n * 0.693145752f) - (n * 1.42860677e-6f + (p + f));
+  detail::log_reduced(u, power);
+  const float n = detail::number(power), part = bits<float>(0x3f800000u - power);
+  const bool near = v > -0.5f;
+  const float f = multiply_add(part, near ? v : u, near ? part - 1.f : -1.f);  // n = 0: v itself
+  return ((v - n * detail::kLn2High) - f) - (n * detail::kLn2Low + detail::log1p_beyond(f));
 }
 VAE_FAST_FN double log1p_minus(double v, double u) {
   constexpr double kCoefficients[] = {1. / 3,  1. / 5,  1. / 7,  1. / 9,  1. / 11, 1. / 13,
@@ -458,7 +461,7 @@ VAE_FAST_FN void add_log(float v, float& sum, float& product) {
 #else
   const float grown = product * v;
   const uint32_t power = (bits<uint32_t>(grown) & 0x7f800000u) - 0x3f800000u;
-  sum += detail::exponent_of(power) * 0.693147181f;
+  sum += detail::number(power) * detail::kLn2;
   product = bits<float>(bits<uint32_t>(grown) - power);
 #endif
 }

@@ -18,7 +18,8 @@
 namespace vae_fast {
 
 constexpr int kLanes = 16;
-constexpr int kBlock = 512;              // observations of one sum: 32 steps a lane, whose rounding stays below 1e-6
+constexpr int kBlock = 512;  // observations of one sum: 32 steps a lane, whose rounding stays below 1e-6
+constexpr int kPiece = 128;  // that a part of a step takes in turn: what it hands on stays in the first-level cache
 constexpr int64_t kChunk = 32 * kBlock;  // of a row, for one thread
 constexpr int64_t kGrain = 32768;        // observations that are worth a thread
 constexpr int64_t kGroups = 64;          // of rows, where a gradient is summed over rows; fewer where rows are long
@@ -64,6 +65,17 @@ inline __attribute__((always_inline)) T add_lanes(const T* sums) {
   else return add_lanes<WIDTH / 2>(halves);
 }
 
+// Observations of a row staged at once, as many bytes in double: of few parameters two sums' worth, and more where a
+// sum is settled in between
+template <class A, class T>
+constexpr int kStaged = kBlock *
+                        (A::kSettled > 0      ? 4
+                         : A::kParameters > 2 ? 1
+                                              : 2) *
+                        sizeof(float) / sizeof(T);
+template <class A, class T>
+constexpr int kSummed = A::kSettled > 0 ? kStaged<A, T> : std::min(kBlock, kStaged<A, T>);
+
 // Which of an accumulator's functions sees the observations
 enum class Call { kStep, kRest };
 
@@ -71,9 +83,11 @@ enum class Call { kStep, kRest };
 template <class A, class T>
 constexpr int kOwn = A::kParameters - shares_last<A, T>;
 
-// Observations staged at once: as many sums as leave room in the first-level cache
-template <class A>
-constexpr int kStaged = A::kParameters > 2 || A::kParts > 1 || A::kSparse ? kBlock : 2 * kBlock;
+// Whether what an observation finds at k is its own
+template <class A, class T>
+constexpr bool is_own(int k) {
+  return k < kOwn<A, T> || k >= A::kParameters;
+}
 
 // How many numbers of an observation the part finds: the parameters, and what parts before it handed on
 template <class A>
@@ -85,23 +99,24 @@ constexpr int seen_by(int part) {
 template <class A, Call CALL>
 constexpr int kSeen = seen_by<A>(CALL == Call::kStep ? A::kParts - 1 : 0);
 
-// All parts of n steps but the last; n is a multiple of kLanes. Meanwhile memory fetches, of operands in place, what the
-// last part will write to and the next n observations: parts in turn would ask for it all at once, and wait.
+// All parts of n <= kPiece steps but the last; n is a multiple of kLanes. Meanwhile memory fetches, of operands in place,
+// what the last part will write to and the next n observations: parts in turn would ask for it all at once, and wait.
 template <int NEXT = 0, class A, class T>
-inline __attribute__((always_inline)) void prepare(const A& state, const T* const* parameters, T (*carried)[kBlock],
+inline __attribute__((always_inline)) void prepare(const A& state, const T* const* parameters, T (*carried)[kPiece],
                                                    const T* x, T* const* gradients, int n) {
   if constexpr (NEXT + 1 < A::kParts) {
     constexpr int K = A::kParameters, S = seen_by<A>(NEXT), HANDED = A::kCarried[NEXT];
     for (int i = 0; i < n; i += kLanes) {
-      if constexpr (NEXT == 0) {
+      if constexpr (NEXT == 0)
+        for (int k = 0; k < kOwn<A, T>; ++k) __builtin_prefetch(gradients[k] + i, 1);
+      if constexpr (NEXT == A::kParts - 2) {
         __builtin_prefetch(x + n + i);
-        for (int k = 0; k < kOwn<A, T>; ++k)
-          __builtin_prefetch(parameters[k] + n + i), __builtin_prefetch(gradients[k] + i, 1);
+        for (int k = 0; k < kOwn<A, T>; ++k) __builtin_prefetch(parameters[k] + n + i);
       }
 #pragma GCC ivdep
       for (int lane = 0; lane < kLanes; ++lane) {
         T in[S], out[HANDED];
-        for (int k = 0; k < S; ++k) in[k] = (k < K ? parameters[k] : carried[k - K])[i + lane];
+        for (int k = 0; k < S; ++k) in[k] = is_own<A, T>(k) ? (k < K ? parameters[k] : carried[k - K])[i + lane] : T(0);
         state.prepare(in, out);
         for (int k = 0; k < HANDED; ++k) carried[S - K + k][i + lane] = out[k];
       }
@@ -117,7 +132,7 @@ inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* 
 #pragma GCC ivdep
   for (int lane = 0; lane < kLanes; ++lane) {
     T in[kSeen<A, CALL>], out[A::kParameters] = {};
-    for (int k = 0; k < kSeen<A, CALL>; ++k) in[k] = seen[k][lane];
+    for (int k = 0; k < kSeen<A, CALL>; ++k) in[k] = is_own<A, T>(k) ? seen[k][lane] : T(0);
     if constexpr (kSeen<A, CALL> > A::kParameters) state.complete(lane, in, x[lane], scale, out);
     else if constexpr (CALL == Call::kStep) state.step(lane, in, x[lane], scale, out);
     else state.rest(lane, in, x[lane], scale, out);
@@ -126,58 +141,38 @@ inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* 
   }
 }
 
-// n <= kStaged observations: their value, and gradients times scale. The last lanes run on a copy of the last observation.
-template <class A, bool GRADIENTS, Call CALL, class T>
-inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
-                                                        T* const* gradients, T scale, int n) {
-  constexpr int K = A::kParameters, S = kSeen<A, CALL>;
-  T sums[kLanes] = {}, carried[S - K + 1][kBlock];
-  const A fresh = start<A, T>(options, parameters[K - 1][0]);
-  const int whole = n - n % kLanes;
-  if constexpr (S > K) prepare(fresh, parameters, carried, x, gradients, whole);
-  for (int first = 0; first < whole; first += kBlock) {
-    A state = fresh;
-    for (int i = first; i < std::min(whole, first + kBlock); i += kLanes) {
-      const T* seen[S];
-      T* out[K];
-      for (int k = 0; k < S; ++k) seen[k] = (k < K ? parameters[k] : carried[k - K]) + i;
-      for (int k = 0; k < K; ++k) out[k] = gradients[k] + i;
-      step_lanes<GRADIENTS, CALL>(state, seen, x + i, out, scale);
-    }
+// After the step on lanes from i on
+template <class A>
+inline __attribute__((always_inline)) void settle_after(A& state, int i) {
+  if constexpr (A::kSettled > 0) {
+    if (i / kLanes % A::kSettled != A::kSettled - 1) return;
+#pragma GCC ivdep
 #pragma GCC unroll 1
-    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += state.sum(lane);
+    for (int lane = 0; lane < kLanes; ++lane) state.settle(lane);
   }
-  if (const int rest = n - whole) {
-    T copies[K + 1][kLanes], out[K][kLanes];
-    const T* seen[S];
-    T* to[K];
-    A tail = fresh;
-    for (int k = 0; k < S; ++k) seen[k] = k < K ? copies[k] : carried[k - K];
-    for (int k = 0; k < K; ++k) to[k] = out[k];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int from = whole + (lane < rest ? lane : rest - 1);
-      for (int k = 0; k < kOwn<A, T>; ++k) copies[k][lane] = parameters[k][from];
-      copies[K][lane] = x[from];
-    }
-    if constexpr (S > K) prepare(tail, seen, carried, copies[K], to, kLanes);
-    step_lanes<GRADIENTS, CALL>(tail, seen, copies[K], to, scale);
-    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
-    if (GRADIENTS)
-      for (int k = 0; k < K; ++k)
-        for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
-  }
-  return fresh.finish(add_lanes(sums), CALL == Call::kStep ? static_cast<T>(n) : T(0));
 }
 
-template <class A, bool GRADIENTS, Call CALL = Call::kStep, class T>
-inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
-                                                   T* const* gradients, T scale, int n) {
-  if constexpr (A::kPlain) {
-    constexpr T kZeros[A::kOptions] = {};
-    if (std::all_of(options, options + A::kOptions, [](T option) { return option == 0; }))
-      return accumulate_with<A, GRADIENTS, CALL>(kZeros, parameters, x, gradients, scale, n);
+// n steps; n is a multiple of kLanes
+template <bool GRADIENTS, class A, class T>
+inline __attribute__((always_inline)) void take_steps(A& state, const T* const* parameters, const T* x,
+                                                      T* const* gradients, T scale, int n) {
+  constexpr int K = A::kParameters, S = kSeen<A, Call::kStep>, PIECE = S > K ? kPiece : kStaged<A, T>;
+  T carried[S - K + 1][kPiece];
+  for (int begin = 0; begin < n; begin += PIECE) {
+    const int length = std::min(PIECE, n - begin);
+    const T* from[K];
+    T* to[K];
+    for (int k = 0; k < K; ++k) from[k] = parameters[k] + begin, to[k] = gradients[k] + begin;
+    if constexpr (S > K) prepare(state, from, carried, x + begin, to, length);
+    for (int i = 0; i < length; i += kLanes) {
+      const T* seen[S];
+      T* out[K];
+      for (int k = 0; k < S; ++k) seen[k] = (k < K ? from[k] : carried[k - K]) + i;
+      for (int k = 0; k < K; ++k) out[k] = to[k] + i;
+      step_lanes<GRADIENTS, Call::kStep>(state, seen, x + begin + i, out, scale);
+      settle_after(state, i);
+    }
   }
-  return accumulate_with<A, GRADIENTS, CALL>(options, parameters, x, gradients, scale, n);
 }
 
 // Where the bits of each byte are, and behind those anything
@@ -191,11 +186,11 @@ struct Bits {
   }
 };
 
-// Places of the n <= kBlock numbers that aren't 0, and behind those up to eight of anything; how many is returned
-template <class T>
+// Places of the n <= N numbers that aren't 0, and behind those up to eight of anything; how many is returned
+template <int N, class T>
 inline __attribute__((always_inline)) int places_of_others(const T* x, int n, int* places) {
   static constexpr Bits kBits;
-  uint8_t others[kBlock + 8];
+  uint8_t others[N + 8];
   for (int i = 0; i < n; ++i) others[i] = x[i] != T(0);
   std::fill(others + n, others + n + 8, uint8_t(0));
   int count = 0;
@@ -209,29 +204,102 @@ inline __attribute__((always_inline)) int places_of_others(const T* x, int n, in
   return count;
 }
 
-// What `step` left out of n observations: the rest of those that aren't 0, packed together; to the gradients that are
-// asked for it is added
-template <class A, bool GRADIENTS, class T>
-inline __attribute__((always_inline)) T accumulate_rest(const T* options, const T* const* parameters, const T* x,
-                                                        T* const* gradients, const bool* asked, T scale, int n) {
-  constexpr int K = A::kParameters, OWN = kOwn<A, T>;
-  int places[kBlock + 8];
-  const int count = places_of_others(x, n, places);
-  if (count == 0) return T(0);
-  T packed[K + 1][kBlock], found[K][kBlock];
-  const T* in[K];
-  T* out[K];
-  for (int k = 0; k < K; ++k) in[k] = k < OWN ? packed[k] : parameters[k], out[k] = found[k];
-  for (int k = 0; k < OWN; ++k)
-    for (int i = 0; i < count; ++i) packed[k][i] = parameters[k][places[i]];
-  for (int i = 0; i < count; ++i) packed[K][i] = x[places[i]];
-  const T value = accumulate<A, GRADIENTS, Call::kRest>(options, in, packed[K], out, scale, count);
-  for (int k = 0; GRADIENTS && k < K; ++k)
-    for (int i = 0; i < (asked[k] ? count : 0); ++i) gradients[k][places[i]] += found[k][i];
-  return value;
+// `rest` of those of n observations that aren't 0: of few packed together, of most where they are, zeros among them. The
+// gradients that are asked for are theirs.
+template <bool GRADIENTS, class A, class T>
+inline __attribute__((always_inline)) void add_others(A& state, const T* const* parameters, const T* x,
+                                                      T* const* gradients, const bool* asked, T scale, int n) {
+  constexpr int K = A::kParameters, OWN = kOwn<A, T>, N = kStaged<A, T>;
+  int places[N + kLanes];
+  const int count = places_of_others<N>(x, n, places);
+  if (count == 0) return;
+  T packed[K + 1][N], found[K][N];
+  const T* in[K + 1];
+  for (int k = 0; k < K; ++k) in[k] = parameters[k];
+  in[K] = x;
+  const bool pack = 2 * count < n || n % kLanes != 0;
+  const int steps = ((pack ? count : n) + kLanes - 1) / kLanes, length = steps * kLanes;
+  if (pack) {
+    std::fill(places + count, places + length, 0);
+    for (int i = 0; i < length; ++i) {
+      for (int k = 0; k < OWN; ++k) packed[k][i] = parameters[k][places[i]];
+      packed[K][i] = x[places[i]];
+    }
+    for (int k = 0; k <= K; ++k)
+      if (is_own<A, T>(k)) in[k] = packed[k];
+    std::fill(packed[K] + count, packed[K] + length, T(0));
+  }
+  for (int i = 0; i < length; i += kLanes) {
+    const T* seen[K];
+    T* out[K];
+    for (int k = 0; k < K; ++k) seen[k] = in[k] + i, out[k] = found[k] + i;
+    step_lanes<GRADIENTS, Call::kRest>(state, seen, in[K] + i, out, scale);
+    settle_after(state, i);
+  }
+  for (int k = 0; GRADIENTS && k < K; ++k) {
+    if (!asked[k]) continue;
+    if (pack)
+      for (int i = 0; i < count; ++i) gradients[k][places[i]] = found[k][i];
+    else
+      for (int i = 0; i < n; ++i) gradients[k][i] = choose(x[i] != T(0), found[k][i], gradients[k][i]);
+  }
 }
 
-// Places of the n observations that count, by the mask and the row's weight; their number is returned
+// n <= kStaged observations: their value, and gradients times scale. The last lanes run on a copy of the last observation.
+template <class A, bool GRADIENTS, class T>
+inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
+                                                        T* const* gradients, const bool* asked, T scale, int n) {
+  constexpr int K = A::kParameters;
+  const A fresh = start<A, T>(options, parameters[K - 1][0]);
+  A state = fresh;
+  T sums[kLanes] = {};
+  const int whole = n - n % kLanes;
+  for (int first = 0; first < whole; first += kSummed<A, T>) {
+    const T* from[K];
+    T* to[K];
+    for (int k = 0; k < K; ++k) from[k] = parameters[k] + first, to[k] = gradients[k] + first;
+    take_steps<GRADIENTS>(state, from, x + first, to, scale, std::min(kSummed<A, T>, whole - first));
+    if constexpr (A::kSparse) continue;
+#pragma GCC unroll 1
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += state.sum(lane);
+    state = fresh;
+  }
+  if (const int rest = n - whole) {
+    T copies[K + 1][kLanes], out[K][kLanes];
+    const T* from[K];
+    T* to[K];
+    A tail = fresh;
+    for (int k = 0; k < K; ++k) from[k] = copies[k], to[k] = out[k];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int place = whole + (lane < rest ? lane : rest - 1);
+      for (int k = 0; k < kOwn<A, T>; ++k) copies[k][lane] = parameters[k][place];
+      copies[K][lane] = x[place];
+    }
+    take_steps<GRADIENTS>(tail, from, copies[K], to, scale, kLanes);
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
+    if (GRADIENTS)
+      for (int k = 0; k < K; ++k)
+        for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
+  }
+  if constexpr (A::kSparse) {
+    add_others<GRADIENTS>(state, parameters, x, gradients, asked, scale, n);
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += state.sum(lane);
+  }
+  return fresh.finish(add_lanes(sums), static_cast<T>(n));
+}
+
+template <class A, bool GRADIENTS, class T>
+inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
+                                                   T* const* gradients, const bool* asked, T scale, int n) {
+  if constexpr (A::kPlain) {
+    constexpr T kZeros[A::kOptions] = {};
+    if (std::all_of(options, options + A::kOptions, [](T option) { return option == 0; }))
+      return accumulate_with<A, GRADIENTS>(kZeros, parameters, x, gradients, asked, scale, n);
+  }
+  return accumulate_with<A, GRADIENTS>(options, parameters, x, gradients, asked, scale, n);
+}
+
+// Places of the observations that count, by the mask and the row's weight; their number is returned
 inline __attribute__((always_inline)) int select(const Matrix& mask, double weight, int64_t row, int64_t column, int n,
                                                  int* kept) {
   if (weight == 0) return 0;
@@ -274,11 +342,11 @@ inline void pass_nan(const T* const (&parameters)[K], const T* x, T* const (&gra
 template <template <class, int> class Accumulator, class T, bool GRADIENTS, int K>
 VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
   using A = Accumulator<T, kLanes>;
-  constexpr int N = kStaged<A>, OWN = kOwn<A, T>;
+  constexpr int N = kStaged<A, T>;
   T staged[K + 1][N], packed[K + 1][N], buffers[K][N], scattered[GRADIENTS ? K : 1][N];
   const T* in[K + 1];
   T *out[K], *target[K];
-  for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, k < OWN ? n : 1, staged[k]);
+  for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, is_own<A, T>(k) ? n : 1, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
   bool asked[K];
   for (int k = 0; k < K; ++k) asked[k] = p.gradients[k].to.data;
@@ -290,7 +358,7 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   const int count = select(p.mask, weight, row, column, n, kept);
   if (count != n) {  // what counts, moved together
     for (int k = 0; k <= K; ++k) {
-      if (k >= OWN && k < K) continue;
+      if (!is_own<A, T>(k)) continue;
       for (int i = 0; i < count; ++i) packed[k][i] = in[k][kept[i]];
       in[k] = packed[k];
     }
@@ -301,9 +369,8 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
   const T scale = static_cast<T>(weight * p.scale);
   if (count > 0) {
-    T value = accumulate<A, GRADIENTS>(options, in, in[K], out, scale, count);
-    if constexpr (A::kSparse) value += accumulate_rest<A, GRADIENTS>(options, in, in[K], out, asked, scale, count);
-    if (GRADIENTS && value != value) pass_nan<OWN>(in, in[K], out, count);
+    const T value = accumulate<A, GRADIENTS>(options, in, in[K], out, asked, scale, count);
+    if (GRADIENTS && value != value) pass_nan<kOwn<A, T>>(in, in[K], out, count);
     p.values[p.cell(row, column)] += value;
   }
   for (int k = 0; GRADIENTS && k < K; ++k) {
@@ -352,12 +419,14 @@ struct Work {
 template <template <class, int> class Accumulator, class T, int K>
 Work work_on(Rows<K>& p) {
   const bool wants_gradients = p.wants_gradients();
+  constexpr int block = kStaged<Accumulator<T, kLanes>, T>;
   const int64_t chunks = p.chunks();
-  constexpr int N = kStaged<Accumulator<T, kLanes>>;
   int64_t groups = p.rows;
   for (const Gradient& g : p.gradients)
-    if (g.to.data && g.over_rows && !g.over_columns)
+    if (g.to.data && g.over_rows && !g.over_columns) {
       groups = std::min(p.rows, std::clamp<int64_t>(kSums / std::max<int64_t>(1, p.columns), 1, kGroups));
+      while (groups > 1 && p.rows * p.columns / groups < kGrain / 2) groups /= 2;  // their sums cost time, too
+    }
   for (Gradient& g : p.gradients)
     if (g.to.data && !g.direct())
       g.sums.assign(std::max<int64_t>(1, g.over_columns ? p.rows * chunks : std::max<int64_t>(1, groups) * p.columns),
@@ -371,8 +440,8 @@ Work work_on(Rows<K>& p) {
       const int64_t last_row = std::min(p.rows, (group + 1) * group_rows);
       const int64_t last = std::min(p.columns, (chunk + 1) * kChunk);
       for (int64_t row = group * group_rows; row < last_row; ++row)
-        for (int64_t column = chunk * kChunk; column < last; column += N) {
-          const int n = static_cast<int>(std::min<int64_t>(N, last - column));
+        for (int64_t column = chunk * kChunk; column < last; column += block) {
+          const int n = static_cast<int>(std::min<int64_t>(block, last - column));
           if (wants_gradients) run_block<Accumulator, T, true>(p, row, column, n, group);
           else run_block<Accumulator, T, false>(p, row, column, n, group);
         }

@@ -19,47 +19,48 @@ namespace vae_fast {
 template <class T>
 struct Dispersed {
   static constexpr T kLeast = std::numeric_limits<T>::min();
-  T mu, theta, m, inverse, y, r, deviance;  // inverse: 1/(t + m); deviance: L(r), of y for x
+  T mu, theta, m, inverse, y, r, u, deviance;  // inverse: 1/(t + m), t > 0; u: 1 + r; deviance: L(r), of y for x
 
   VAE_FAST_FN Dispersed(T mu, T theta, T library, T x)
       : mu(mu),
         theta(theta),
         m(mu * library),
-        inverse(quotient(T(1), larger(theta + m, kLeast))),
+        inverse(quotient(T(1), at_least(kLeast, theta) + m)),
         y(above_one(x)),
         r((y - m) * inverse),
-        deviance(log1p_minus(r, (y + theta) * inverse)) {}
+        u((y + at_least(kLeast, theta)) * inverse),
+        deviance(log1p_minus(r, u)) {}
 
   VAE_FAST_FN T zero_nll() const { return theta * (deviance - r); }
-  VAE_FAST_FN T zero_slope() const { return theta * inverse; }
+  VAE_FAST_FN T zero_slope() const { return u; }  // of x = 0
 
-  // x != 0: its nll, and the gradients by m and t
-  VAE_FAST_FN T nll(T x, T& by_m, T& by_theta) const {
+  // x != 0: its nll less log(spread)/2, and the gradients by m and t
+  VAE_FAST_FN T nll(T x, T& spread, T& by_m, T& by_theta) const {
     const T inverse_y = quotient(T(1), y), inverse_theta = quotient(T(1), theta), sum = y + theta;
     const T inverse_sum = quotient(T(1), sum), share = m * inverse_y;
     const Stirling<T> of_y = stirling_from_one(y, inverse_y), of_sum = stirling_from_one(sum, inverse_sum);
     const Stirling<T> of_theta = stirling_and_slope(theta, inverse_theta);
     const bool fraction = x < T(1);  // p(x) = p(x + 1) (x + 1)(t + m) / ((x + t) m)
     const T shift = fraction ? (x + theta) * share * inverse : T(1);
-    const T spread = T(kTwoPi) * y * (sum * inverse_theta) * (shift * shift);
+    spread = T(kTwoPi) * y * (sum * inverse_theta) * (shift * shift);
     by_m = (m - x) * quotient(theta * inverse, m);
     by_theta = deviance + (fraction ? (m - x) * inverse * quotient(T(1), x + theta) : T(0)) -
                (T(0.5) * y * inverse_theta * inverse_sum + (of_theta.slope - of_sum.slope));
     return theta * deviance + y * log1p_minus(-r * theta * inverse_y, share * (sum * inverse)) +
-           (T(0.5) * rough_log(spread) + (of_theta.value - of_sum.value) + of_y.value);
+           ((of_theta.value - of_sum.value) + of_y.value);
   }
 };
 
 // options log_mu, log_theta: the parameters are logarithms. The library is one number a row.
 template <class T, int LANES>
-struct NegativeBinomial : Sum<T, LANES> {
+struct NegativeBinomial : Counts<T, LANES> {
   static constexpr int kParameters = 3, kOptions = 2, kOfColumns = 0b10;
-  static constexpr bool kHeavy = true, kPlain = true, kCounts = true, kSparse = true, kWhole = true;
+  static constexpr bool kPlain = true;
   bool log_mu, log_theta;
   T library;
 
   VAE_FAST_FN NegativeBinomial(const T* options, T library)
-      : Sum<T, LANES>{}, log_mu(options[0] != T(0)), log_theta(options[1] != T(0)), library(library) {}
+      : log_mu(options[0] != T(0)), log_theta(options[1] != T(0)), library(library) {}
 
   VAE_FAST_FN Dispersed<T> observe(T mu, T theta, T x) const {
     return {exp_if(log_mu, mu), exp_if(log_theta, theta), library, x};
@@ -72,24 +73,23 @@ struct NegativeBinomial : Sum<T, LANES> {
   }
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[3], T x, T scale, T (&gradients)[3]) {
-    const Dispersed<T> d = observe(parameters[0], parameters[1], T(0));  // others are for `rest`
-    const T factor = x == T(0) ? scale : T(0);
+    const Dispersed<T> d = observe(parameters[0], parameters[1], T(0));
     this->total[lane] += choose(x == T(0), d.zero_nll(), T(0));
-    spread(d.mu, d.theta, factor * d.zero_slope(), factor * d.deviance, gradients[0], gradients[1], gradients[2]);
+    spread(d.mu, d.theta, scale * d.zero_slope(), scale * d.deviance, gradients[0], gradients[1], gradients[2]);
   }
   VAE_FAST_FN void rest(int lane, const T (&parameters)[3], T x, T scale, T (&gradients)[3]) {
     x = counted(x);
     const Dispersed<T> d = observe(parameters[0], parameters[1], x);
-    T by_m, by_theta, added[3];
-    this->total[lane] += d.nll(x, by_m, by_theta);
-    spread(d.mu, d.theta, scale * by_m, scale * by_theta, added[0], added[1], added[2]);
-    for (int k = 0; k < 3; ++k) gradients[k] += added[k];
+    T by_m, by_theta, squared;
+    const T nll = d.nll(x, squared, by_m, by_theta);
+    this->add_other(lane, x, nll, squared);
+    spread(d.mu, d.theta, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[2]);
   }
   VAE_FAST_FN void whole(int lane, const T (&parameters)[3], T x, T scale, T (&gradients)[3]) {
     x = counted(x);
     const Dispersed<T> d = observe(parameters[0], parameters[1], x);
-    T nll = d.zero_nll(), by_m = d.zero_slope(), by_theta = d.deviance;
-    if (x != T(0)) nll = d.nll(x, by_m, by_theta);
+    T nll = d.zero_nll(), by_m = d.zero_slope(), by_theta = d.deviance, squared;
+    if (x != T(0)) nll = d.nll(x, squared, by_m, by_theta), nll += T(0.5) * rough_log(squared);
     this->total[lane] += nll;
     spread(d.mu, d.theta, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[2]);
   }

@@ -15,7 +15,7 @@ namespace vae_fast {
 VAE_FAST_FN float below_two(float e, float& sum) {
   const float u = 1.f + e;
   const uint32_t power = (bits<uint32_t>(u) & 0x7f800000u) - 0x3f800000u;
-  sum += detail::exponent_of(power) * 0.693147181f;
+  sum += detail::number(power) * detail::kLn2;
   return power == 0u ? e : u * bits<float>(0x3f800000u - power) - 1.f;
 }
 VAE_FAST_FN double below_two(double e, double& sum) {
@@ -28,7 +28,7 @@ VAE_FAST_FN double below_two(double e, double& sum) {
 template <class T>
 VAE_FAST_FN T lift_of(T l, T n) {
   constexpr T kDeep = sizeof(T) == 4 ? 20 : 60;
-  return larger(smaller(-l, n) - kDeep, T(0));
+  return at_least(T(0), smaller(-l, n) - kDeep);
 }
 
 // Times e^lift: side = e^-|l|, power = e^-n, rest = 1 - power
@@ -46,7 +46,7 @@ VAE_FAST_FN Causes<T> causes_of(T l, T n, T lift) {
 
 template <class T>
 struct InflatedZero {
-  T e, by_logit, not_dropped;  // not_dropped: 1 - rho
+  T e, less_by_logit, not_dropped;  // less_by_logit: -d/dl; not_dropped: 1 - rho
 
   VAE_FAST_FN InflatedZero(T l, const Causes<T>& c) {
     const T dropped = l < T(0) ? c.side : T(1),
@@ -54,80 +54,86 @@ struct InflatedZero {
     const T both = T(1) + c.side, mixed = dropped + kept * c.power;
     const T inverse = quotient(T(1), both * mixed), inverse_mixed = both * inverse;
     e = kept * c.rest * inverse_mixed;
-    by_logit = -dropped * (mixed * inverse) * e;
+    less_by_logit = dropped * (mixed * inverse) * e;
     not_dropped = kept * c.power * inverse_mixed;
   }
 };
 
 // The logarithm is shared: with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles with each e < 1.
+// On a CPU e goes up to e^20, of which Q holds four, and then is settled.
 template <class T, int LANES>
 struct ZeroInflatedNegativeBinomial : NegativeBinomial<T, LANES> {
-  static constexpr int kParameters = 4, kJoined = 120, kParts = 3, kCarried[] = {5, 3};
-  T q[LANES];
+  static constexpr int kParameters = 4, kJoined = 120, kParts = 3, kCarried[] = {3, 3};
+  T q[LANES], settled_q[LANES];
 
   VAE_FAST_FN ZeroInflatedNegativeBinomial(const T* options, T library)
-      : NegativeBinomial<T, LANES>(options, library), q{} {}
+      : NegativeBinomial<T, LANES>(options, library), q{}, settled_q{} {}
 
-  // Of zeros: the negative binomial's, then the powers of its causes; others are for `rest`
-  VAE_FAST_FN void prepare(const T (&parameters)[4], T (&carried)[5]) const {
+  // Of zeros: the negative binomial's, then the powers of its causes
+  VAE_FAST_FN void prepare(const T (&parameters)[4], T (&carried)[3]) const {
     const Dispersed<T> d = this->observe(parameters[0], parameters[1], T(0));
-    carried[0] = d.zero_nll(), carried[1] = d.zero_slope(), carried[2] = d.deviance;
-    carried[3] = d.mu, carried[4] = d.theta;
+    carried[0] = d.zero_nll();
+    carried[1] = d.zero_slope() * choose(this->log_mu, d.mu, T(1));
+    carried[2] = d.deviance * choose(this->log_theta, d.theta, T(1));
   }
-  VAE_FAST_FN void prepare(const T (&seen)[9], T (&carried)[3]) const {
+  VAE_FAST_FN void prepare(const T (&seen)[7], T (&carried)[3]) const {
     const T l = seen[2], nll = seen[4];
     const Causes<T> causes = causes_of(l, nll, lift_of(l, nll));
     carried[0] = causes.side, carried[1] = causes.power, carried[2] = causes.rest;
   }
-  VAE_FAST_FN void complete(int lane, const T (&seen)[12], T x, T scale, T (&gradients)[4]) {
-    const T l = seen[2], nll = seen[4], slope = seen[5], deviance = seen[6], mu = seen[7], theta = seen[8];
-    const InflatedZero<T> zero(l, {seen[9], seen[10], seen[11]});
-    T sum = lift_of(l, nll);
-    const T e = choose(x == T(0), below_two(zero.e, sum), T(0));
-    this->total[lane] += choose(x == T(0), sum, T(0));
+  VAE_FAST_FN void complete(int lane, const T (&seen)[10], T x, T scale, T (&gradients)[4]) {
+    const T mu = seen[0], l = seen[2], nll = seen[4], slope = seen[5], by_theta = seen[6];
+    const InflatedZero<T> zero(l, {seen[7], seen[8], seen[9]});
+    this->total[lane] += choose(x == T(0), lift_of(l, nll), T(0));
+    const T e = choose(x == T(0), zero.e, T(0));
     q[lane] += q[lane] * e + e;
-    const T factor = x == T(0) ? scale : T(0), kept = factor * zero.not_dropped;
-    this->spread(mu, theta, kept * slope, kept * deviance, gradients[0], gradients[1], gradients[3]);
-    gradients[2] = factor * zero.by_logit;
+    const T kept = scale * zero.not_dropped;
+    const T by_mu = kept * slope;
+    gradients[0] = by_mu * this->library, gradients[1] = kept * by_theta;
+    gradients[2] = -scale * zero.less_by_logit, gradients[3] = by_mu * choose(this->log_mu, T(1), mu);
+  }
+  VAE_FAST_FN void settle(int lane) {
+    settled_q[lane] = below_two(of_all(lane), this->total[lane]);
+    q[lane] = T(0);
+    Counts<T, LANES>::settle(lane);
   }
   VAE_FAST_FN void rest(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
     x = counted(x);
     const Dispersed<T> d = this->observe(parameters[0], parameters[1], x);
-    T by_m, by_theta, added[4];
-    add_other(lane, parameters[2], d.nll(x, by_m, by_theta), scale, added[2]);
-    this->spread(d.mu, d.theta, scale * by_m, scale * by_theta, added[0], added[1], added[3]);
-    for (int k = 0; k < 4; ++k) gradients[k] += added[k];
+    T by_m, by_theta, squared;
+    const T l = parameters[2], e = exp_nonpositive(-magnitude(l)), nll = d.nll(x, squared, by_m, by_theta);
+    this->add_other(lane, x, nll + larger(T(0), l), squared * ((T(1) + e) * (T(1) + e)));
+    this->spread(d.mu, d.theta, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[3]);
+    gradients[2] = scale * quotient(l < T(0) ? e : T(1), T(1) + e);
   }
   VAE_FAST_FN void whole(int lane, const T (&parameters)[4], T x, T scale, T (&gradients)[4]) {
     x = counted(x);
     const Dispersed<T> d = this->observe(parameters[0], parameters[1], x);
-    T by_m, by_theta;
+    const T l = parameters[2];
+    T by_m, by_theta, squared, e;
     if (x == T(0)) {
-      const T l = parameters[2], n = d.zero_nll();
+      const T n = d.zero_nll();
       T sum = lift_of(l, n);
       const InflatedZero<T> zero(l, causes_of(l, n, sum));
-      const T e = below_two(zero.e, sum);
+      e = below_two(zero.e, sum);
       this->total[lane] += sum;
-      q[lane] += q[lane] * e + e;
       by_m = zero.not_dropped * d.zero_slope(), by_theta = zero.not_dropped * d.deviance;
-      gradients[2] = scale * zero.by_logit;
-    } else {
-      add_other(lane, parameters[2], d.nll(x, by_m, by_theta), scale, gradients[2]);
+      gradients[2] = -scale * zero.less_by_logit;
+    } else {  // NB's, and softplus(l) = max(l, 0) + log1p(e^-|l|)
+      const T nll = d.nll(x, squared, by_m, by_theta);
+      e = exp_nonpositive(-magnitude(l));
+      this->total[lane] += nll + T(0.5) * rough_log(squared) + larger(l, T(0));
+      gradients[2] = scale * quotient(l < T(0) ? e : T(1), T(1) + e);
     }
-    this->spread(d.mu, d.theta, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[3]);
-  }
-  // NB's nll with softplus(l) = max(l, 0) + log1p(e^-|l|)
-  VAE_FAST_FN void add_other(int lane, T l, T nll, T scale, T& by_logit) {
-    const T e = exp_nonpositive(-magnitude(l));
-    this->total[lane] += nll + larger(l, T(0));
     q[lane] += q[lane] * e + e;
-    by_logit = scale * quotient(l < T(0) ? e : T(1), T(1) + e);
+    this->spread(d.mu, d.theta, scale * by_m, scale * by_theta, gradients[0], gradients[1], gradients[3]);
   }
   VAE_FAST_FN void join(int lane, int other) {
     this->total[lane] += this->total[other];
     q[lane] = q[lane] * q[other] + (q[lane] + q[other]);
   }
-  VAE_FAST_FN T sum(int lane) const { return this->total[lane] + log1p(q[lane]); }
+  VAE_FAST_FN T sum(int lane) const { return Counts<T, LANES>::sum(lane) + log1p(of_all(lane)); }
+  VAE_FAST_FN T of_all(int lane) const { return q[lane] * settled_q[lane] + (q[lane] + settled_q[lane]); }
 };
 
 }  // namespace vae_fast
