@@ -160,6 +160,14 @@ VAE_FAST_FN float exp_reduced(float v, float& scale) {
   return (v - n * 0.693145752f) - n * 1.42860677e-6f;
 }
 
+// v, at least low <= 0 and at most high >= 0; NaN as either. Minima of bits: for limits of floats GCC goes a way of its own
+// through all that follows
+VAE_FAST_FN float limited(float v, float low, float high) {
+  const uint32_t least = bits<uint32_t>(low);
+  const auto from = static_cast<int32_t>(bits<uint32_t>(v) < least ? bits<uint32_t>(v) : least);
+  return bits<float>(from < bits<int32_t>(high) ? from : bits<int32_t>(high));
+}
+
 // The same for v = -min(|u|, 87)
 VAE_FAST_FN float magnitude_reduced(float u, float& scale) {
   const uint32_t magnitude = bits<uint32_t>(u) & 0x7fffffffu, most = bits<uint32_t>(87.f);
@@ -243,9 +251,8 @@ VAE_FAST_FN float exp_finite(float v) {
   return gpu::ex2(exponent > 127.99999f ? 127.99999f : exponent);
 #else
   float scale;
-  const float low = -86.f > v ? -86.f : v;
-  const float f = detail::exp_reduced<126>(low > kLargestExponent ? kLargestExponent : low, scale);
-  return 2.f * (detail::expm1_near(f) * scale + scale);
+  const float f = detail::exp_reduced<126>(detail::limited(v, -86.f, kLargestExponent), scale);
+  return v == v ? 2.f * (detail::expm1_near(f) * scale + scale) : v;
 #endif
 }
 VAE_FAST_FN double exp_finite(double v) { return std::exp(v < 709. ? v : 709.); }
@@ -277,15 +284,11 @@ namespace detail {
 // v/2 = n ln 2 + f/2 with integer n, which is 0 if v is `near` 0, else |f| <= ln 2: returns f, and 2^(n-1) as `scale`.
 // v counts as -172 below that and as 179, of infinite scale, above; NaN as either.
 VAE_FAST_FN float halves_reduced(float v, bool near, float& scale) {
-  constexpr float kRound = 12582912.f + 126;  // as in expm1_reduced
-  // The limits' bits: of integers they are minima, of floats GCC would make a path each
-  constexpr uint32_t kLeast = 0xc32c0000u;
-  constexpr int32_t kMost = 0x43330000;
-  const int32_t low = static_cast<int32_t>(bits<uint32_t>(v) < kLeast ? bits<uint32_t>(v) : kLeast);
-  const float limited = bits<float>(low < kMost ? low : kMost);
-  const float shifted = near ? kRound : limited * 0.72134752f + kRound, n = shifted - kRound;
+  constexpr float kRound = 12582912.f + 126;  // as in exp_reduced
+  const float number = limited(v, -172.f, 179.f);
+  const float shifted = near ? kRound : number * 0.72134752f + kRound, n = shifted - kRound;
   scale = bits<float>(bits<uint32_t>(shifted) << 23);
-  return (limited - n * 1.386291504f) - n * 2.85721354e-6f;
+  return (number - n * 1.386291504f) - n * 2.85721354e-6f;
 }
 
 }  // namespace detail
@@ -432,9 +435,8 @@ VAE_FAST_FN float exp_bounded(float v) {
   return gpu::ex2(exponent > 99.5459578f ? 99.5459578f : exponent);
 #else
   float scale;
-  const float low = -87.f > v ? -87.f : v;
-  const float f = detail::exp_reduced<127>(low > 69.f ? 69.f : low, scale);
-  return detail::expm1_near(f) * scale + scale;
+  const float f = detail::exp_reduced<127>(detail::limited(v, -87.f, 69.f), scale);
+  return v == v ? detail::expm1_near(f) * scale + scale : v;
 #endif
 }
 VAE_FAST_FN double exp_bounded(double v) { return std::exp(v < 69. ? v : 69.); }
