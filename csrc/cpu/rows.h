@@ -65,14 +65,13 @@ inline __attribute__((always_inline)) T add_lanes(const T* sums) {
   else return add_lanes<WIDTH / 2>(halves);
 }
 
-// Observations of a row staged at once, as many bytes in double: of few parameters two sums' worth, and more where a
-// sum is settled in between
+// Blocks of a row that are staged at once: of few parameters two, of sums that are settled in between four
+template <class A>
+constexpr int kBlocks = A::kSettled > 0 ? 4 : 2 - (A::kParameters > 2);
+
+// Observations of these, in double as many bytes; and those of one sum
 template <class A, class T>
-constexpr int kStaged = kBlock *
-                        (A::kSettled > 0      ? 4
-                         : A::kParameters > 2 ? 1
-                                              : 2) *
-                        sizeof(float) / sizeof(T);
+constexpr int kStaged = kBlock * kBlocks<A> * sizeof(float) / sizeof(T);
 template <class A, class T>
 constexpr int kSummed = A::kSettled > 0 ? kStaged<A, T> : std::min(kBlock, kStaged<A, T>);
 
