@@ -12,6 +12,13 @@ from torch import Tensor
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INTEGERS = (torch.int32, torch.int64, torch.uint16)  # that counts come in
 SMALL_INTEGERS = (torch.int8, torch.int16)  # that classes come in besides
+_INTEGERS_OF: dict[str, tuple[torch.dtype, ...]] = {
+    "intensity": (),
+    "count": _INTEGERS,
+    "level": _INTEGERS,
+    "class": (*SMALL_INTEGERS, *_INTEGERS),
+}
+_TARGETS = {kind: (*_FLOATING, torch.uint8, torch.bool, *integers) for kind, integers in _INTEGERS_OF.items()}
 
 
 def floating(owner: str, name: str, t: Tensor) -> None:
@@ -71,12 +78,11 @@ def target(owner: str, x: Tensor, kind: str) -> None:
     """x is of a dtype that numbers of that kind come in: "intensity", "count", "level" or "class"."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner}: x must be a tensor, got {type(x).__name__}")
-    integers = {"intensity": (), "class": (*SMALL_INTEGERS, *_INTEGERS)}.get(kind, _INTEGERS)
-    if x.dtype not in (*_FLOATING, torch.uint8, torch.bool, *integers):
-        names = "".join(f"{str(dtype)[6:]}, " for dtype in integers)
+    if x.dtype not in _TARGETS[kind]:
+        names = "".join(f"{str(dtype)[6:]}, " for dtype in _INTEGERS_OF[kind])
         expected = (
             f"a {kind}: floating point, {names}uint8 or bool"
-            if integers
+            if names
             else "floating point, bool or uint8 (an intensity, x/255)"
         )
         raise TypeError(f"{owner}: x must be {expected}, got {str(x.dtype)[6:]}")

@@ -74,7 +74,7 @@ class Likelihood:
 
     def without_kernel(self, chosen: Options) -> bool:
         """Whether only the reference can compute it."""
-        return any(name in chosen for name in self.by_reference)
+        return bool(chosen) and any(name in chosen for name in self.by_reference)
 
     def bounds(self, chosen: Options) -> tuple[float, float]:
         """The support, which options may shift."""
@@ -82,7 +82,7 @@ class Likelihood:
 
     def numbers(self, chosen: Options) -> tuple[float, ...]:
         """The options' values in the operators' order."""
-        return tuple(float(chosen.get(name, value)) for name, value in self.options.items())
+        return tuple(float(chosen.get(name, value)) for name, value in self.options.items()) if self.options else ()
 
 
 def _first(mean: Tensor, *_: Tensor) -> Tensor:
