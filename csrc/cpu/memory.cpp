@@ -1,4 +1,4 @@
-// What is kept of the memory of large results, and its two operators: `empty_cache` and `cached_bytes`.
+// What is kept of the memory of large results. torch.ops.vae_fast_memory gives it back, and says how much it is.
 #include "memory.h"
 
 #if defined(__linux__)
@@ -144,7 +144,12 @@ Tensor new_result(const int64_t* sizes, const int64_t* strides, int64_t dimensio
   return Tensor(handle);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vae_fast, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY(vae_fast_memory, m) {
+  m.def("empty_cache() -> ()");
+  m.def("cached_bytes() -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vae_fast_memory, CompositeExplicitAutograd, m) {
   m.impl("empty_cache", &empty_cache);
   m.impl("cached_bytes", &cached_bytes);
 }

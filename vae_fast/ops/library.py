@@ -112,10 +112,6 @@ def _other_cuda(built: str) -> str | None:
     return None
 
 
-LIBRARY.define("empty_cache() -> ()")
-LIBRARY.define("cached_bytes() -> int")
-
-
 def empty_cache() -> None:
     """Gives back the memory that large results on a CPU have left to those that come after them.
 
@@ -125,7 +121,7 @@ def empty_cache() -> None:
     environment to keep nothing. On a GPU the memory is torch's: `torch.cuda.empty_cache`.
     """
     if MISSING["cpp"] is None:
-        torch.ops.vae_fast.empty_cache()
+        torch.ops.vae_fast_memory.empty_cache()
 
 
 # Why a backend isn't there at all, None if it is
