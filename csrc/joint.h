@@ -11,6 +11,8 @@
 //   components                    how many components those are
 //   observe(lane, x)              the observation
 //   look<GRADIENTS>(lane, k, p)   component k: its term, and, in place of its parameters, its own gradients
+//   not kSingle: prepare(lane, k, p), prepare_bins(lane, k, p), complete<GRADIENTS>(lane, k, p): the same as three loops,
+//                                 whose chains of operations are shorter
 //   weigh(lane, k, p)             its share, in proportion, once all were looked at
 //   close(lane)                   -log p(x), in nats, once all were weighed
 //   share(lane, k, p, scale)      its gradients, times its share and scale, once closed

@@ -98,7 +98,11 @@ VAE_FAST_FN double at_least(double least, double v) { return least > v ? least :
 // The smaller one; either, if one is NaN
 template <class T>
 VAE_FAST_FN T smaller(T a, T b) {
+#if defined(__CUDA_ARCH__)
   return -larger(-a, -b);
+#else
+  return a < b ? a : b;
+#endif
 }
 
 VAE_FAST_FN float square_root(float v) {

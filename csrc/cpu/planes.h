@@ -120,7 +120,13 @@ inline __attribute__((always_inline)) void close_together(const T* options, int6
     state.observe(lane, observed);
   });
   for (int k = 0; k < components; ++k)
-    each_lane(n, [&](int lane) { state.template look<GRADIENTS>(lane, k, planes_of(lane)); });
+    if constexpr (A::kSingle) {
+      each_lane(n, [&](int lane) { state.template look<GRADIENTS>(lane, k, planes_of(lane)); });
+    } else {
+      each_lane(n, [&](int lane) { state.prepare(lane, k, planes_of(lane)); });
+      each_lane(n, [&](int lane) { state.prepare_bins(lane, k, planes_of(lane)); });
+      each_lane(n, [&](int lane) { state.template complete<GRADIENTS>(lane, k, planes_of(lane)); });
+    }
   for (int k = 0; k < components; ++k) each_lane(n, [&](int lane) { state.weigh(lane, k, planes_of(lane)); });
   each_lane(n, [&](int lane) { values[lane] = state.close(lane); });
   for (int k = 0; GRADIENTS && k < components; ++k)

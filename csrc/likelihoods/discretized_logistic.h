@@ -40,16 +40,33 @@ struct LogisticBin {
   T linear, q, by_mean, by_log_scale;
 };
 
+// inverse: e^-s
 template <class T>
-VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T difference, T log_scale) {
-  const T inverse = exp_bounded(-log_scale);
-  const T h = inverse * levels.width, width = T(2) * h;
-  const bool outer = magnitude(centre) >= levels.steps;
-  const T side = outer ? centre : difference;
-  const T place = turned(difference, side);  // t / h
-  const T n = multiply_add(place, h, -h), f = multiply_add(place, h, h);
+struct LogisticBinEdges {
+  T h, side, place, n;  // place: t / h
+  bool outer;
 
-  const T e = exp_nonpositive(-magnitude(n)), minor = exp_nonpositive(-width * smaller(magnitude(difference), T(1)));
+  VAE_FAST_FN LogisticBinEdges(const Levels<T>& levels, T centre, T difference, T inverse)
+      : h(inverse * levels.width), outer(magnitude(centre) >= levels.steps) {
+    side = outer ? centre : difference;
+    place = turned(difference, side);
+    n = multiply_add(place, h, -h);
+  }
+  VAE_FAST_FN T exp_n() const { return exp_minus_magnitude(n); }  // E
+  // The lesser of V and T
+  VAE_FAST_FN T exp_minor(T difference) const {
+    return exp_minus_magnitude(T(2) * h * smaller(magnitude(difference), T(1)));
+  }
+};
+
+// Given E and the lesser of V and T
+template <class T>
+VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T difference, T log_scale, T inverse, T e,
+                                        T minor) {
+  const LogisticBinEdges<T> edges(levels, centre, difference, inverse);
+  const T h = edges.h, width = T(2) * h, side = edges.side, place = edges.place, n = edges.n;
+  const bool outer = edges.outer;
+  const T f = multiply_add(place, h, h);
   const T g = outer ? T(0) : minor, far = e * g, product = e * far;
   const bool beyond = n >= T(0);
   const T v = beyond ? g : product, t = beyond ? product : g;
@@ -65,11 +82,18 @@ VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T dif
 
   LogisticBin<T> bin;
   const T known = log_scale + levels.log_half_steps;
-  bin.linear = larger(n, T(0)) + (narrow ? known : T(0));
+  bin.linear = larger(T(0), n) + (narrow ? known : T(0));
   bin.q = (e + far + product + lost) * inverse_v;
   bin.by_mean = turned(inverse * s_n * (below_t * s_f), -side);
   bin.by_log_scale = f * (far * s_f) - n * s_n + (narrow ? v : width * v) * inverse_v;
   return bin;
+}
+
+template <class T>
+VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T difference, T log_scale) {
+  const T inverse = exp_bounded(-log_scale);
+  const LogisticBinEdges<T> edges(levels, centre, difference, inverse);
+  return logistic_bin(levels, centre, difference, log_scale, inverse, edges.exp_n(), edges.exp_minor(difference));
 }
 
 // The logarithm is shared as Bernoulli's is: 1 + q is at most 8.2.

@@ -18,7 +18,7 @@ struct Tanh {
   VAE_FAST_FN explicit Tanh(T c) {
     const T e = exp_nonpositive(T(-2) * magnitude(c)), inverse = quotient(T(1), T(1) + e),
             size = T(1) - T(2) * e * inverse;
-    value = c < T(0) ? -size : size;
+    value = turned(size, c);
     slope = T(4) * e * (inverse * inverse);
   }
 };
@@ -33,6 +33,8 @@ struct LogisticMixture {
   static constexpr int kPlanes = 1 + kKinds * CHANNELS;  // of a component
   Levels<T> levels;
   int components;
+  T inverse[CHANNELS][LANES], tanh[CHANNELS][LANES], slope[CHANNELS][LANES];
+  T difference[CHANNELS][LANES], near[CHANNELS][LANES], minor[CHANNELS][LANES];
   T centre[CHANNELS][LANES], top[LANES], top_logit[LANES], sum[LANES], sum_logits[LANES];
 
   // options: channels, levels, x_low, x_high
@@ -52,37 +54,45 @@ struct LogisticMixture {
   VAE_FAST_FN int score_plane(int m) const { return kPlanes * components + m; }
   VAE_FAST_FN int product_plane(int m) const { return score_plane(m) + components; }
 
-  // The channel's bin, `shift` what the channels before add to steps times its mean: replaces its mean and log-scale
-  template <bool GRADIENTS>
-  VAE_FAST_FN T bin(int lane, int c, int m, Planes<T> p, T shift, T& linear, T& product) {
-    const T at = centre[c][lane], difference = (at - levels.steps * p(mean_plane(c, m))) - shift;
-    const LogisticBin<T> bin = logistic_bin(levels, at, difference, p(scale_plane(c, m)));
-    linear += bin.linear, product *= T(1) + bin.q;
-    if (GRADIENTS) p(mean_plane(c, m)) = bin.by_mean, p(scale_plane(c, m)) = bin.by_log_scale;
-    return bin.by_mean;
+  // Component m in three steps, so that no chain of operations is long: powers of scales and tanh of coefficients,
+  VAE_FAST_FN void prepare(int lane, int m, Planes<T> p) {
+    power(lane, 0, m, p);
+    if constexpr (CHANNELS == 3) power(lane, 1, m, p), power(lane, 2, m, p);
   }
-
-  template <bool GRADIENTS>
-  VAE_FAST_FN void look(int lane, int m, Planes<T> p) {
-    const T logit = p(m);
-    T linear = T(0), product = T(1);
-    bin<GRADIENTS>(lane, 0, m, p, T(0), linear, product);
+  // each bin's exponentials,
+  VAE_FAST_FN void prepare_bins(int lane, int m, Planes<T> p) {
+    edges(lane, 0, m, p, T(0));
     if constexpr (CHANNELS == 3) {
       const T red = centre[0][lane], green = centre[1][lane];
-      const Tanh<T> c0(p(coefficient_plane(0, m))), c1(p(coefficient_plane(1, m))), c2(p(coefficient_plane(2, m)));
-      const T by_green = bin<GRADIENTS>(lane, 1, m, p, c0.value * red, linear, product) * levels.width;
-      const T by_blue =
-          bin<GRADIENTS>(lane, 2, m, p, c1.value * red + c2.value * green, linear, product) * levels.width;
+      edges(lane, 1, m, p, tanh[0][lane] * red);
+      edges(lane, 2, m, p, tanh[1][lane] * red + tanh[2][lane] * green);
+    }
+  }
+  // and the rest
+  template <bool GRADIENTS>
+  VAE_FAST_FN void complete(int lane, int m, Planes<T> p) {
+    const T logit = p(m);
+    T linear = T(0), product = T(1);
+    bin<GRADIENTS>(lane, 0, m, p, linear, product);
+    if constexpr (CHANNELS == 3) {
+      const T red = centre[0][lane], green = centre[1][lane];
+      const T by_green = bin<GRADIENTS>(lane, 1, m, p, linear, product) * levels.width;
+      const T by_blue = bin<GRADIENTS>(lane, 2, m, p, linear, product) * levels.width;
       if (GRADIENTS) {
-        p(coefficient_plane(0, m)) = by_green * red * c0.slope;
-        p(coefficient_plane(1, m)) = by_blue * red * c1.slope;
-        p(coefficient_plane(2, m)) = by_blue * green * c2.slope;
+        p(coefficient_plane(0, m)) = by_green * red * slope[0][lane];
+        p(coefficient_plane(1, m)) = by_blue * red * slope[1][lane];
+        p(coefficient_plane(2, m)) = by_blue * green * slope[2][lane];
       }
     }
     const T score = logit - linear;
     p(score_plane(m)) = score, p(product_plane(m)) = product;
     top[lane] = score > top[lane] ? score : top[lane];
     top_logit[lane] = logit > top_logit[lane] ? logit : top_logit[lane];
+  }
+
+  template <bool GRADIENTS>
+  VAE_FAST_FN void look(int lane, int m, Planes<T> p) {
+    prepare(lane, m, p), prepare_bins(lane, m, p), complete<GRADIENTS>(lane, m, p);
   }
 
   VAE_FAST_FN void weigh(int lane, int m, Planes<T> p) {
@@ -99,13 +109,37 @@ struct LogisticMixture {
   }
 
   VAE_FAST_FN void share(int lane, int m, Planes<T> p, T scale) {
-    const T weight = p(score_plane(m)) * sum[lane];
+    const T weight = p(score_plane(m)) * sum[lane], factor = weight * scale;
     p(m) = scaled(p(m) * sum_logits[lane] - weight, scale);
     for (int c = 0; c < CHANNELS; ++c)
       for (int kind = 0; kind < kKinds; ++kind) {
         T& gradient = p(mean_plane(c, m) + kind * components);
-        gradient = scaled(gradient * weight, scale);
+        gradient = scale == T(0) ? T(0) : gradient * factor;
       }
+  }
+
+ private:
+  VAE_FAST_FN void power(int lane, int c, int m, Planes<T> p) {
+    inverse[c][lane] = exp_bounded(-p(scale_plane(c, m)));
+    if constexpr (CHANNELS == 3) {
+      const Tanh<T> of(p(coefficient_plane(c, m)));
+      tanh[c][lane] = of.value, slope[c][lane] = of.slope;
+    }
+  }
+  // shift: what the channels before add to steps times the mean
+  VAE_FAST_FN void edges(int lane, int c, int m, Planes<T> p, T shift) {
+    const T at = centre[c][lane], away = (at - levels.steps * p(mean_plane(c, m))) - shift;
+    const LogisticBinEdges<T> edges(levels, at, away, inverse[c][lane]);
+    difference[c][lane] = away, near[c][lane] = edges.exp_n(), minor[c][lane] = edges.exp_minor(away);
+  }
+  // The channel's bin: replaces its mean and log-scale
+  template <bool GRADIENTS>
+  VAE_FAST_FN T bin(int lane, int c, int m, Planes<T> p, T& linear, T& product) {
+    const LogisticBin<T> bin = logistic_bin(levels, centre[c][lane], difference[c][lane], p(scale_plane(c, m)),
+                                            inverse[c][lane], near[c][lane], minor[c][lane]);
+    linear += bin.linear, product *= T(1) + bin.q;
+    if (GRADIENTS) p(mean_plane(c, m)) = bin.by_mean, p(scale_plane(c, m)) = bin.by_log_scale;
+    return bin.by_mean;
   }
 };
 
