@@ -18,10 +18,18 @@ inline __attribute__((always_inline)) void hold(const T* logits, int k, int coun
     held[lane] = k + lane < count && k + lane != hidden ? logits[k + lane] : -std::numeric_limits<T>::infinity();
 }
 
+template <int WIDTH = kLanes / 2, class T>
+inline __attribute__((always_inline)) T largest_lane(const T* lanes) {
+  T halves[WIDTH];
+  for (int lane = 0; lane < WIDTH; ++lane) halves[lane] = larger(lanes[lane], lanes[lane + WIDTH]);
+  if constexpr (WIDTH == 1) return halves[0];
+  else return largest_lane<WIDTH / 2>(halves);
+}
+
 // Meanwhile memory fetches what will be written, where that is in place
 template <class T>
 inline __attribute__((always_inline)) T largest(const T* logits, int count, const T* gradient) {
-  T top[kLanes], held[kLanes];
+  T top[kLanes];
   const int whole = count - count % kLanes;
   hold(logits, whole, count, -1, top);
   for (int k = 0; k < whole; k += kLanes) {
@@ -29,10 +37,7 @@ inline __attribute__((always_inline)) T largest(const T* logits, int count, cons
     VAE_FAST_BY_LANES
     for (int lane = 0; lane < kLanes; ++lane) top[lane] = larger(logits[k + lane], top[lane]);
   }
-  for (int lane = 0; lane < kLanes; ++lane) held[lane] = top[lane];
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) held[lane] = larger(held[lane], held[lane + width]);
-  return held[0];
+  return largest_lane(top);
 }
 
 // e^(l - top) of kLanes classes, added to sums
@@ -80,7 +85,7 @@ inline __attribute__((always_inline)) T close_classes(const T* logits, int count
     hold(logits, k, count, at, held);
     weigh_lanes<true>(held, top, weights, sums);
     others += add_lanes(sums);
-    for (int lane = 0; GRADIENTS && lane < kLanes && k + lane < count; ++lane) gradient[k + lane] = weights[lane];
+    if (GRADIENTS) std::copy_n(weights, std::min(kLanes, count - k), gradient + k);
     if (mine == whole) break;
   }
   const auto closed = close_categorical(top, picked, static_cast<T>(others));

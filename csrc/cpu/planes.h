@@ -19,9 +19,13 @@
 
 namespace vae_fast {
 
-constexpr int kTogether = 64;  // observations
+constexpr int kTogether = 64;  // observations of a block
 constexpr int kLine = 64;      // bytes of a cache line
 constexpr int64_t kChunkParameters = 1 << 15, kMostInChunk = 1024;
+
+// Observations whose parameters are staged at once: where their state fits into registers, no more than stay there
+template <class A>
+constexpr int kStagedOf = A::kSingle ? kLanes : kTogether;
 
 struct JointRows {
   int64_t rows = 0, planes = 0, columns = 0;
@@ -42,18 +46,18 @@ struct JointRows {
   }
 };
 
-// n observations from `column` on as planes [C][kTogether]; lanes up to whole vectors are copies of the last
-template <class T>
+// n observations from `column` on as planes [C][WIDTH]; lanes up to whole vectors are copies of the last
+template <int WIDTH, class T>
 inline __attribute__((always_inline)) void gather(const Cube& cube, int64_t row, int64_t column, int n, int64_t planes,
                                                   T* to, T* buffer) {
   if (!cube.by_observation()) {
     const Matrix m = cube.planes_of(row);
     for (int64_t c = 0; c < planes; ++c) {
-      T* plane = to + c * kTogether;
+      T* plane = to + c * WIDTH;
       const T* from = load(m, c, column, n, plane);
       if (from != plane) {
         std::copy(from, from + n, plane);
-        for (int i = 0; i < kTogether; i += kLine / sizeof(T)) __builtin_prefetch(from + kTogether + i);
+        for (int i = 0; i < WIDTH; i += kLine / sizeof(T)) __builtin_prefetch(from + kTogether + i);
       }
       for (int i = n; i % kLanes; ++i) plane[i] = plane[n - 1];
     }
@@ -64,21 +68,21 @@ inline __attribute__((always_inline)) void gather(const Cube& cube, int64_t row,
     const T* rows[kSquare];
     for (int k = 0; k < kSquare; ++k)
       rows[k] = load(m, column + std::min(i + k, n - 1), 0, planes, buffer + k * planes);
-    to_planes(rows, planes, to + i, kTogether);
+    to_planes(rows, planes, to + i, WIDTH);
   }
 }
 
 // and back
-template <class T>
+template <int WIDTH, class T>
 inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes, int n, const Cube& cube, int64_t row,
                                                    int64_t column, T* buffer) {
   if (!cube.by_observation()) {
     const Matrix m = cube.planes_of(row);
     for (int64_t c = 0; c < planes; ++c) {
-      const T* plane = from + c * kTogether;
+      const T* plane = from + c * WIDTH;
       if (T* to = destination<T>(m, c, column, nullptr)) {
         std::copy(plane, plane + n, to);
-        for (int i = 0; i < kTogether; i += kLine / sizeof(T)) __builtin_prefetch(to + kTogether + i, 1);
+        for (int i = 0; i < WIDTH; i += kLine / sizeof(T)) __builtin_prefetch(to + kTogether + i, 1);
       } else {
         store(plane, m, c, column, n);
       }
@@ -92,15 +96,42 @@ inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes
       rows[k] = buffer + k * planes;
       if (i + k < n) rows[k] = destination(m, column + i + k, 0, rows[k]);
     }
-    from_planes(from + i, kTogether, planes, rows);
+    from_planes(from + i, WIDTH, planes, rows);
     for (int k = 0; k < kSquare && i + k < n; ++k)
       if (rows[k] == buffer + k * planes) store(rows[k], m, column + i + k, 0, planes);
   }
 }
 
+// Planes of kLanes observations that are read or written in place, beside the arithmetic; else null
+template <class T>
+struct InPlace {
+  T* first = nullptr;
+  int64_t stride = 0;
+
+  InPlace(const Cube& cube, int64_t row, int64_t column, bool possible) {
+    const Matrix m = cube.planes_of(row);
+    if (possible && cube.data && !cube.by_observation()) first = destination<T>(m, 0, column, nullptr);
+    stride = cube.plane_stride;
+  }
+  // a plane to `staged`, or back; memory fetches the next block's
+  void load(int64_t plane, T* staged) const {
+    const T* from = first + plane * stride;
+    VAE_FAST_BY_LANES
+    for (int lane = 0; lane < kLanes; ++lane) staged[lane] = from[lane];
+    __builtin_prefetch(from + kTogether);
+  }
+  void store(int64_t plane, const T* staged) const {
+    T* to = first + plane * stride;
+    VAE_FAST_BY_LANES
+    for (int lane = 0; lane < kLanes; ++lane) to[lane] = staged[lane];
+    __builtin_prefetch(to + kTogether, 1);
+  }
+};
+
 // f(lane) for as many lanes as n observations take, by whole vectors
-template <class F>
+template <class A, class F>
 inline __attribute__((always_inline)) void each_lane(int n, const F& f) {
+  if (kStagedOf<A> == kLanes) n = kLanes;
   for (int from = 0; from < n; from += kLanes) VAE_FAST_BY_LANES
   for (int lane = from; lane < from + kLanes; ++lane) f(lane);
 }
@@ -108,29 +139,31 @@ inline __attribute__((always_inline)) void each_lane(int n, const F& f) {
 // n observations, from their planes: their values; the gradients in place of the parameters. A component meets all of
 // them before the next does, so that no vector waits for what it added last.
 template <class A, bool GRADIENTS, class T>
-inline __attribute__((always_inline)) void close_together(const T* options, int64_t planes, T* first,
-                                                          const T (&x)[A::kTargets][kTogether], int n, const T* scale,
-                                                          T* values) {
+inline __attribute__((always_inline)) void close_together(const T* options, int64_t planes, T* first, InPlace<T> from,
+                                                          InPlace<T> to, const T* x, int n, const T* scale, T* values) {
   A state(options, planes);
   const int components = state.components;
-  const auto planes_of = [=](int lane) { return Planes<T>{first + lane, kTogether}; };
-  each_lane(n, [&](int lane) {
+  const auto planes_of = [=](int lane) { return Planes<T>{first + lane, kStagedOf<A>}; };
+  each_lane<A>(n, [&](int lane) {
     T observed[A::kTargets];
-    for (int c = 0; c < A::kTargets; ++c) observed[c] = x[c][lane];
+    for (int c = 0; c < A::kTargets; ++c) observed[c] = x[c * kTogether + lane];
     state.observe(lane, observed);
   });
   for (int k = 0; k < components; ++k)
     if constexpr (A::kSingle) {
-      each_lane(n, [&](int lane) { state.template look<GRADIENTS>(lane, k, planes_of(lane)); });
+      if (from.first) from.load(k, first + k * kLanes);
+      each_lane<A>(n, [&](int lane) { state.template look<GRADIENTS>(lane, k, planes_of(lane)); });
     } else {
-      each_lane(n, [&](int lane) { state.prepare(lane, k, planes_of(lane)); });
-      each_lane(n, [&](int lane) { state.prepare_bins(lane, k, planes_of(lane)); });
-      each_lane(n, [&](int lane) { state.template complete<GRADIENTS>(lane, k, planes_of(lane)); });
+      each_lane<A>(n, [&](int lane) { state.prepare(lane, k, planes_of(lane)); });
+      each_lane<A>(n, [&](int lane) { state.prepare_bins(lane, k, planes_of(lane)); });
+      each_lane<A>(n, [&](int lane) { state.template complete<GRADIENTS>(lane, k, planes_of(lane)); });
     }
-  for (int k = 0; k < components; ++k) each_lane(n, [&](int lane) { state.weigh(lane, k, planes_of(lane)); });
-  each_lane(n, [&](int lane) { values[lane] = state.close(lane); });
-  for (int k = 0; GRADIENTS && k < components; ++k)
-    each_lane(n, [&](int lane) { state.share(lane, k, planes_of(lane), scale[lane]); });
+  for (int k = 0; k < components; ++k) each_lane<A>(n, [&](int lane) { state.weigh(lane, k, planes_of(lane)); });
+  each_lane<A>(n, [&](int lane) { values[lane] = state.close(lane); });
+  for (int k = 0; GRADIENTS && k < components; ++k) {
+    each_lane<A>(n, [&](int lane) { state.share(lane, k, planes_of(lane), scale[lane]); });
+    if (A::kSingle && to.first) to.store(k, first + k * kLanes);
+  }
 }
 
 // Whether n observations are faster one after the other: each takes as long as some 290 parameters more, but no lane is
@@ -156,18 +189,19 @@ inline __attribute__((always_inline)) void close_each(const JointRows& p, int64_
 // One block of one row: its value, unweighted
 template <template <class, int> class Accumulator, class T, bool GRADIENTS>
 VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column, int n, T* planes, T* buffer) {
-  using A = Accumulator<T, kTogether>;
+  using A = Accumulator<T, kStagedOf<Accumulator<T, kLanes>>>;
+  constexpr int WIDTH = kStagedOf<A>;
   const double weight = p.row_weight(row);
   T options[A::kOptions + 1], x[A::kTargets][kTogether], scale[kTogether], values[kTogether];
   if (weight == 0) {
     if (GRADIENTS) {
       std::fill(planes, planes + p.planes * kTogether, T(0));
-      scatter(planes, p.planes, n, p.gradient, row, column, buffer);
+      scatter<kTogether>(planes, p.planes, n, p.gradient, row, column, buffer);
     }
     return 0;
   }
   for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
-  gather(p.x, row, column, n, A::kTargets, x[0], values);
+  gather<kTogether>(p.x, row, column, n, A::kTargets, x[0], values);
   const T whole = static_cast<T>(weight * p.scale);
   for (int i = 0; i < kTogether; ++i) scale[i] = whole;
   for (int i = 0; p.mask.data && i < n; ++i) scale[i] = *p.mask.at<bool>(row, column + i) ? whole : T(0);
@@ -177,10 +211,13 @@ VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column
     one_by_one = p.parameters.by_observation() && shares_lanes(n, p.planes);
     if (one_by_one) close_each<GRADIENTS>(p, row, column, n, x[0], scale, buffer, values);
   }
-  if (!one_by_one) {
-    gather(p.parameters, row, column, n, p.planes, planes, buffer);
-    close_together<A, GRADIENTS>(options, p.planes, planes, x, n, scale, values);
-    if (GRADIENTS) scatter(planes, p.planes, n, p.gradient, row, column, buffer);
+  for (int i = 0; !one_by_one && i < n; i += WIDTH) {
+    const int some = std::min(WIDTH, n - i);
+    const bool whole_vector = A::kSingle && some == kLanes;
+    const InPlace<T> from(p.parameters, row, column + i, whole_vector), to(p.gradient, row, column + i, whole_vector);
+    if (!from.first) gather<WIDTH>(p.parameters, row, column + i, some, p.planes, planes, buffer);
+    close_together<A, GRADIENTS>(options, p.planes, planes, from, to, x[0] + i, some, scale + i, values + i);
+    if (GRADIENTS && !to.first) scatter<WIDTH>(planes, p.planes, some, p.gradient, row, column + i, buffer);
   }
   double sum = 0;
   for (int i = 0; i < n; ++i)

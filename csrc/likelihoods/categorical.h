@@ -44,8 +44,8 @@ struct Categorical {
   }
   VAE_FAST_FN void weigh(int lane, int k, Planes<T> p) {
     const T e = exp_nonpositive(p(k) - top[lane]);
-    const T more = (x[lane] == T(k) ? T(0) : e) - lost[lane], sum = others[lane] + more;
-    lost[lane] = (sum - others[lane]) - more;
+    const T more = x[lane] == T(k) ? T(0) : e, sum = others[lane] + more;
+    lost[lane] += (sum - others[lane]) - more;
     others[lane] = sum;
     p(k) = e;
   }
@@ -59,16 +59,18 @@ struct Categorical {
   }
   template <class Exchange>
   VAE_FAST_FN void join_weights(const Exchange& exchange) {
+    others[0] -= lost[0], lost[0] = T(0);
     for (int distance = 16; distance > 0; distance /= 2) others[0] += exchange(others[0], distance);
   }
   VAE_FAST_FN T close(int lane) {
+    others[lane] -= lost[lane];
     const CategoricalEnd<T> end = close_categorical(top[lane], picked[lane], others[lane]);
     inverse[lane] = end.inverse;
     return end.value;
   }
   VAE_FAST_FN void share(int lane, int k, Planes<T> p, T scale) {
     const T weight = x[lane] == T(k) ? -others[lane] : p(k);
-    p(k) = scaled(weight * inverse[lane], scale);
+    p(k) = scale == T(0) ? T(0) : weight * (inverse[lane] * scale);
   }
 };
 
