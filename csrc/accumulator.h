@@ -26,6 +26,8 @@
 //   settle(lane)                                   which makes room for as many again
 //   kWhole                                         whether a GPU, which has them in one thread, takes instead of either
 //   whole(lane, parameters, x, scale, gradients)   which is step or rest
+//   kLosesNaN                                      whether a NaN may be lost on a CPU on its way to the gradients, not to the
+//                                                  value: the loop over rows puts it back
 //   finish(total, count)                           closes the sum over `count` observations, in nats; a row's parts,
 //                                                  finished one by one, must add up to the row
 //
@@ -43,7 +45,7 @@ struct Defaults {
   static constexpr int kJoined = 1 << 30, kOptions = 0, kOfColumns = 0, kParts = 1, kCarried[] = {0};
   static constexpr int kSettled = 0;
   static constexpr bool kHeavy = false, kPlain = false, kCounts = false, kPixels = false;
-  static constexpr bool kSparse = false, kWhole = false;
+  static constexpr bool kSparse = false, kWhole = false, kLosesNaN = false;
 };
 
 // The common state: one sum

@@ -161,15 +161,19 @@ inline const int64_t* seed_of(const Tensor& t) {
   return static_cast<const int64_t*>(t.data_ptr());
 }
 
+// As torch's C functions have it
+inline int32_t dtype_of(ScalarType type) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+}
+
 using Allocator = Tensor(const int64_t* sizes, const int64_t* strides, int64_t dimensions, ScalarType type,
                          const Place& place);
 
 inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dimensions, ScalarType type,
                             const Place& place) {
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dimensions, sizes, strides,
-                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                                  place.type, place.index, &handle));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dimensions, sizes, strides, dtype_of(type), place.type, place.index, &handle));
   return Tensor(handle);
 }
 

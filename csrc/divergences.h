@@ -57,9 +57,9 @@ struct GaussianKl : Sum<T, LANES> {
     step(lane, parameters, T(0), T(1), unused);
   }
   VAE_FAST_FN static T term(const T (&parameters)[4], T& sigma) {
-    sigma = sigma_of(parameters[1]);
     const T h = (parameters[0] - parameters[2]) * inverse_sigma(parameters[3]);
     T excess;
+    sigma = sigma_and_excess(parameters[1], excess);
     sigma_and_excess(parameters[1] - parameters[3], excess);
     return excess + h * h;
   }

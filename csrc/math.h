@@ -2,7 +2,7 @@
 //
 // float: minimax polynomials, within 5 ulp, most within 2; no branches, no library calls; on a GPU one instruction where
 // it has one that is accurate enough. double: the C library.
-// Each passes NaN through; each has the right limits at +-inf unless its comment narrows the domain.
+// Each passes NaN through and has the right limits at +-inf unless its comment says otherwise.
 #pragma once
 
 #include <cmath>
@@ -164,7 +164,7 @@ VAE_FAST_FN float exp_reduced(float v, float& scale) {
   return (v - n * 0.693145752f) - n * 1.42860677e-6f;
 }
 
-// v, at least low <= 0 and at most high >= 0; NaN as either. Minima of bits: for limits of floats GCC goes a way of its own
+// v, at least low < 0 and at most high >= 0; NaN as either. Minima of bits: for limits of floats GCC goes a way of its own
 // through all that follows
 VAE_FAST_FN float limited(float v, float low, float high) {
   const uint32_t least = bits<uint32_t>(low);
@@ -390,6 +390,9 @@ VAE_FAST_FN float log1p_minus(float v, float u) {
   const float n = detail::number(power), part = bits<float>(0x3f800000u - power);
   const bool near = v > -0.5f;
   const float f = multiply_add(part, near ? v : u, near ? part - 1.f : -1.f);  // n = 0: v itself
+#if !defined(__CUDA_ARCH__)
+  v += 0.f * u;  // NaN where u is not finite
+#endif
   return ((v - n * detail::kLn2High) - f) - (n * detail::kLn2Low + detail::log1p_beyond(f));
 }
 VAE_FAST_FN double log1p_minus(double v, double u) {

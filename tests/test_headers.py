@@ -1,5 +1,6 @@
 """The headers that kernels on every device share: each compiles alone, with warnings as errors, on host and device."""
 
+import platform
 import re
 import shutil
 import subprocess
@@ -124,3 +125,19 @@ def test_alone_on_the_device(header, tmp_path):
         compiles(source, "nvcc", *flags)
         assert ptx.read_text().count(".entry") == source.read_text().count("template __global__")
         assert kind == "double" or ".f64" not in ptx.read_text()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64")
+@pytest.mark.parametrize("flags", ["", "-march=nocona -mtune=haswell", "-march=haswell", "-march=native"])
+def test_words_for_any_processor(flags, tmp_path):
+    """CXXFLAGS may name a processor, as conda's do: instructions are then chosen among all the same."""
+    needs("g++")
+    source, target = tmp_path / "words.cpp", tmp_path / "words.o"
+    source.write_text(
+        '#include "cpu/words.h"\n'
+        "void fill(uint64_t seed, vae_fast::Words& words) {\n"
+        "  vae_fast::random_words(vae_fast::PhiloxKeys<uint64_t>(seed), 0, 16, words);\n"
+        "}\n"
+    )
+    version = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+    compiles(source, "g++", "-std=c++17", "-O3", version, *flags.split(), "-c", "-o", str(target))

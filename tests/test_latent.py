@@ -244,3 +244,11 @@ def test_log_evidence_of_impossible_data_has_no_nan_gradient():
     bound.sum().backward()
     assert bound.tolist() == [-math.inf, pytest.approx(-1 - math.log(2))]
     assert log_px.grad.tolist() == [[0, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("prior", ["standard", "full"])
+def test_a_seed_gives_the_same_sample_with_the_kl_and_without(prior, dtype):
+    mu, logvar, prior = split([t.detach() for t in leaves((64, 100), prior, dtype)])
+    z, _ = vae_fast.sample_kl(mu, logvar, prior, seed=5)
+    assert z.equal(vae_fast.reparameterize(mu, logvar, seed=5))

@@ -122,6 +122,20 @@ def test_no_more_is_kept_and_in_use_than_was_in_use_at_once():
     assert kept() <= 3 * ROWS * 784 * 4
 
 
+def test_a_result_that_memory_does_not_hold_changes_nothing():
+    gradient()
+    size = kept()
+    seed = torch.tensor(1)
+    for rows, columns, dtype in ((2**24, 2**24, torch.float32), (2**21, 2**40 + 1, torch.float64)):
+        one = torch.ones(1, 1, dtype=dtype).expand(rows, columns)  # more bytes than there are; more than int64 counts
+        with pytest.raises(RuntimeError):
+            torch.ops.vae_fast.reparameterize(one, one, seed)
+    vae_fast.empty_cache()
+    for rows in (ROWS, 2 * ROWS, 4 * ROWS):
+        gradient(rows)
+    assert kept() <= 4 * size
+
+
 def test_what_finds_no_use_is_given_back():
     gradient(4 * ROWS)
     size = gradient().nbytes
@@ -132,9 +146,13 @@ def test_what_finds_no_use_is_given_back():
 
 def test_a_block_serves_results_an_eighth_smaller_and_no_others():
     rows = 8 * 256
-    place = gradient(rows).data_ptr()
-    assert gradient(rows - rows // 10).data_ptr() == place
-    assert gradient(rows // 8 * 7 - 1).data_ptr() != place
+    gradient(rows)
+    size = kept()
+    gradient(rows - rows // 10)
+    assert kept() == size
+    smaller = rows // 8 * 7 - 1
+    gradient(smaller)
+    assert kept() == smaller * 784 * 4
 
 
 def test_empty_cache():
@@ -170,6 +188,8 @@ def test_results_are_tensors_like_any_other():
     assert torch.load(file, weights_only=True).equal(found)
     shared = found.clone()
     assert found.share_memory_().is_shared() and found.equal(shared)
+    with pytest.raises(RuntimeError, match="not resizable"):  # but for this
+        gradient().resize_(ROWS + 1, 784)
     planes = torch.randn(16, 8, 100, 100).to(memory_format=torch.channels_last).requires_grad_()
     vae_fast.categorical_nll(planes, torch.randint(8, (16, 100, 100))).sum().backward()
     assert planes.grad.is_contiguous(memory_format=torch.channels_last)

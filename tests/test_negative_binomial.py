@@ -240,3 +240,13 @@ def test_mean_and_sample():
     assert (x == 0).float().mean().item() == pytest.approx(zeros.item(), abs=0.005)
     logs = entry.sample(mu.log(), theta.log(), library, torch.Generator().manual_seed(1), log_mu=1.0, log_theta=1.0)
     assert torch.allclose(logs.mean(), x.mean(), rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("log_theta", "x"), [(-60, 1e6), (-70, 1e5), (-80, 100.0), (89, 0.0), (89, 3.0)], ids=lambda v: f"{v:g}"
+)
+def test_what_float32_does_not_hold_is_no_finite_number(log_theta, x):
+    """Far out of the documented range of theta: an error that shows."""
+    one, theta, x = torch.ones(1, 1), torch.full((1, 1), float(log_theta)), torch.full((1, 1), x)
+    assert not vae_fast.negative_binomial_nll(1.5 * one, theta, x, log_theta=True).isfinite()
+    assert not vae_fast.zero_inflated_negative_binomial_nll(1.5 * one, theta, -one, x, log_theta=True).isfinite()

@@ -24,6 +24,9 @@ TESTS = (
     "test_errors.py::test_errors_in_kernels_release_what_they_were_given",
     "test_errors.py::test_raw_operators_check_what_keeps_memory_safe",
     "test_operators.py::test_two_threads_at_once",
+    "test_memory.py::test_nothing_changes_that_anyone_holds",
+    "test_memory.py::test_no_more_is_kept_and_in_use_than_was_in_use_at_once",
+    "test_memory.py::test_threads",
     "operator_calls.py",
 )
 FAULTS = """

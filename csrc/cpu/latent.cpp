@@ -81,7 +81,10 @@ inline __attribute__((always_inline)) double sum(const T* terms, int64_t n) {
 
 template <class T, int K>
 VAE_FAST_CLONES void sample(const T* const (&in)[K], const T* noise, int64_t n, T* z) {
-  for (int64_t i = 0; i < n; ++i) z[i] = in[0][i] + sigma_of(in[1][i]) * noise[i];
+  for (int64_t i = 0; i < n; ++i) {
+    T unused;
+    z[i] = in[0][i] + sigma_and_excess(in[1][i], unused) * noise[i];  // to the bit as with the divergence
+  }
 }
 
 // The same, and the divergence's terms

@@ -64,12 +64,13 @@ class Cache {
     const auto fits = [&](const auto& block) { return size <= block->size && block->size <= size + size / 8; };
     const auto found = std::find_if(kept_.rbegin(), kept_.rend(), fits);
     if (found == kept_.rend()) {
+      const int64_t before = most_;
       in_use_ += size, most_ = std::max(most_, in_use_);
       drop_old();
       try {
         return allocate(size, cpu);
       } catch (...) {
-        in_use_ -= size;
+        in_use_ -= size, most_ = before;
         throw;
       }
     }
@@ -130,13 +131,13 @@ void cached_bytes(StableIValue* stack, uint64_t, uint64_t) {
 
 Tensor new_result(const int64_t* sizes, const int64_t* strides, int64_t dimensions, ScalarType type, const Place& cpu) {
   int64_t bytes = size_of(type);
-  for (int64_t d = 0; d < dimensions; ++d) bytes *= sizes[d];
-  if (bytes < kLarge) return empty_strided(sizes, strides, dimensions, type, cpu);
+  bool too_large = false;  // for a number of bytes, which torch has an error for
+  for (int64_t d = 0; d < dimensions; ++d) too_large |= __builtin_mul_overflow(bytes, sizes[d], &bytes);
+  if (too_large || bytes < kLarge) return empty_strided(sizes, strides, dimensions, type, cpu);
   auto block = Cache::only().take(bytes, cpu);
   AtenTensorHandle handle;
-  const auto shim_type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   const AOTITorchError failed =
-      torch_from_blob(block->begin(), dimensions, sizes, strides, 0, shim_type, cpu.type, -1, &handle,
+      torch_from_blob(block->begin(), dimensions, sizes, strides, 0, dtype_of(type), cpu.type, -1, &handle,
                       aoti_torch_layout_strided(), nullptr, 0, &give_back, block.get());
   if (failed) Cache::only().give_back(std::move(block));
   TORCH_ERROR_CODE_CHECK(failed);

@@ -258,10 +258,11 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
     T* to[K];
     for (int k = 0; k < K; ++k) from[k] = parameters[k] + first, to[k] = gradients[k] + first;
     take_steps<GRADIENTS>(state, from, x + first, to, scale, std::min(kSummed<A, T>, whole - first));
-    if constexpr (A::kSparse) continue;
+    if constexpr (!A::kSparse) {
 #pragma GCC unroll 1
-    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += state.sum(lane);
-    state = fresh;
+      for (int lane = 0; lane < kLanes; ++lane) sums[lane] += state.sum(lane);
+      state = fresh;
+    }
   }
   if (const int rest = n - whole) {
     T copies[K + 1][kLanes], out[K][kLanes];
@@ -327,13 +328,13 @@ inline __attribute__((always_inline)) void deliver(const Rows<K>& p, Gradient& g
   }
 }
 
-// NaN for the gradients of observations of which any number is NaN: exponentials may have lost it on the way
-template <int OWN, int K, class T>
-inline void pass_nan(const T* const (&parameters)[K], const T* x, T* const (&gradients)[K - 1], int n) {
+// NaN for the gradients of observations of which any number, those in `in`, is NaN
+template <class A, int K, class T>
+inline void pass_nan(const T* const (&in)[K + 1], T* const (&gradients)[K], int n) {
   for (int i = 0; i < n; ++i) {
-    bool found = x[i] != x[i];
-    for (int k = 0; k < OWN; ++k) found = found || parameters[k][i] != parameters[k][i];
-    for (int k = 0; found && k < K - 1; ++k) gradients[k][i] = std::numeric_limits<T>::quiet_NaN();
+    bool found = false;
+    for (int k = 0; k <= K; ++k) found = found || std::isnan(in[k][is_own<A, T>(k) ? i : 0]);
+    for (int k = 0; found && k < K; ++k) gradients[k][i] = std::numeric_limits<T>::quiet_NaN();
   }
 }
 
@@ -369,7 +370,7 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   const T scale = static_cast<T>(weight * p.scale);
   if (count > 0) {
     const T value = accumulate<A, GRADIENTS>(options, in, in[K], out, asked, scale, count);
-    if (GRADIENTS && value != value) pass_nan<kOwn<A, T>>(in, in[K], out, count);
+    if (GRADIENTS && A::kLosesNaN && value != value) pass_nan<A, K>(in, out, count);
     p.values[p.cell(row, column)] += value;
   }
   for (int k = 0; GRADIENTS && k < K; ++k) {

@@ -28,14 +28,15 @@ constexpr int kNoise = kBlock + 4 * kCountersAtOnce;  // normals of a block and 
 // [0]: words 0 and 2 of each counter, [1]: 1 and 3
 using Words = uint32_t[2][kNoise / 2];
 
-// The product of the lanes' lower halves; by reference, as not every processor can be passed such vectors
+// The product of the lanes' lower halves; by reference, as not every processor can be passed such vectors. Targets are
+// features: into a function for another processor than the command line's GCC inlines no intrinsic.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define VAE_FAST_TARGET(name) __attribute__((target(name), flatten))
-VAE_FAST_TARGET("arch=x86-64-v4") inline void multiply(const Lanes8& a, const Lanes8& b, Lanes8& product) {
+VAE_FAST_TARGET("avx512f") inline void multiply(const Lanes8& a, const Lanes8& b, Lanes8& product) {
   product =
       reinterpret_cast<Lanes8>(_mm512_maskz_mul_epu32(255, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 }
-VAE_FAST_TARGET("arch=x86-64-v3") inline void multiply(const Lanes4& a, const Lanes4& b, Lanes4& product) {
+VAE_FAST_TARGET("avx2") inline void multiply(const Lanes4& a, const Lanes4& b, Lanes4& product) {
   product = reinterpret_cast<Lanes4>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 }
 VAE_FAST_TARGET("default") inline void multiply(const Lanes2& a, const Lanes2& b, Lanes2& product) {
@@ -75,11 +76,11 @@ inline void make_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int c
 
 // The words of `counters` counters, a multiple of kCountersAtOnce
 #if defined(VAE_FAST_TARGET)
-VAE_FAST_TARGET("arch=x86-64-v4")
+VAE_FAST_TARGET("avx512f")
 void random_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters, Words& words) {
   make_words<Lanes8>(keys, counter, counters, words);
 }
-VAE_FAST_TARGET("arch=x86-64-v3")
+VAE_FAST_TARGET("avx2")
 void random_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters, Words& words) {
   make_words<Lanes4>(keys, counter, counters, words);
 }

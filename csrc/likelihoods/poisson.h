@@ -27,7 +27,7 @@ VAE_FAST_FN T above_one(T x) {
 template <class T, int LANES>
 struct Counts : Sum<T, LANES> {
   static constexpr int kSettled = 4;
-  static constexpr bool kHeavy = true, kCounts = true, kSparse = true, kWhole = true;
+  static constexpr bool kHeavy = true, kCounts = true, kSparse = true, kWhole = true, kLosesNaN = true;
   T settled[LANES], product[LANES];
 
   VAE_FAST_FN Counts() : Sum<T, LANES>{}, settled{} {
@@ -42,7 +42,7 @@ struct Counts : Sum<T, LANES> {
   VAE_FAST_FN void add_other(int lane, T x, T nll, T v) {
     T logarithm = T(0);
     add_log(choose(x == T(0), T(1), v), logarithm, product[lane]);
-    this->total[lane] += choose(x == T(0), T(0), nll) + T(0.5) * logarithm;
+    this->total[lane] += choose(x == T(0), T(0), nll + T(0) * v) + T(0.5) * logarithm;  // NaN where v has overflowed
   }
   VAE_FAST_FN T sum(int lane) const {
 #if defined(__CUDA_ARCH__)
