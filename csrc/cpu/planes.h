@@ -10,6 +10,7 @@
 #pragma once
 
 #include <memory>
+#include <new>
 
 #include "../cube.h"
 #include "../joint.h"
@@ -225,6 +226,20 @@ VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column
   return sum;
 }
 
+// n numbers from the beginning of a cache line on: vectors across two lines take longer
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t n) : memory_(new (std::align_val_t{kLine}) T[n]) {}
+  T* get() const { return memory_.get(); }
+
+ private:
+  struct Delete {
+    void operator()(T* memory) const { operator delete[](memory, std::align_val_t{kLine}); }
+  };
+  std::unique_ptr<T[], Delete> memory_;
+};
+
 // Fills `values` (unweighted) and the gradient, if asked for
 template <template <class, int> class Accumulator, class T>
 Work work_on(JointRows& p) {
@@ -232,8 +247,8 @@ Work work_on(JointRows& p) {
   const int64_t chunks = p.chunks(), in_chunk = p.in_chunk();
   p.values.assign(p.rows * chunks, 0.);
   const auto run_units = [=, &p](int64_t begin, int64_t end) {
-    const std::unique_ptr<T[]> planes(new T[planes_staged<A>(p.planes) * kTogether]);
-    const std::unique_ptr<T[]> buffer(new T[std::max<int64_t>(p.planes, A::kTargets) * kSquare]);
+    const Scratch<T> planes(planes_staged<A>(p.planes) * kTogether);
+    const Scratch<T> buffer(std::max<int64_t>(p.planes, A::kTargets) * kSquare);
     for (int64_t u = begin; u < end; ++u) {
       const int64_t row = u / chunks, first = u % chunks * in_chunk;
       const int64_t last = std::min(p.columns, first + in_chunk);
