@@ -26,8 +26,8 @@
 //   settle(lane)                                   which makes room for as many again
 //   kWhole                                         whether a GPU, which has them in one thread, takes instead of either
 //   whole(lane, parameters, x, scale, gradients)   which is step or rest
-//   kLosesNaN                                      whether a NaN may be lost on a CPU on its way to the gradients, not to the
-//                                                  value: the loop over rows puts it back
+//   kLosesNaN                                      whether a NaN may be lost on a CPU on its way to the gradients, not to
+//                                                  the value: the loop over rows puts it back
 //   finish(total, count)                           closes the sum over `count` observations, in nats; a row's parts,
 //                                                  finished one by one, must add up to the row
 //

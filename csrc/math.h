@@ -164,8 +164,8 @@ VAE_FAST_FN float exp_reduced(float v, float& scale) {
   return (v - n * 0.693145752f) - n * 1.42860677e-6f;
 }
 
-// v, at least low < 0 and at most high >= 0; NaN as either. Minima of bits: for limits of floats GCC goes a way of its own
-// through all that follows
+// v, at least low < 0 and at most high >= 0; NaN as either. Minima of bits: for limits of floats GCC goes a way of its
+// own through all that follows
 VAE_FAST_FN float limited(float v, float low, float high) {
   const uint32_t least = bits<uint32_t>(low);
   const auto from = static_cast<int32_t>(bits<uint32_t>(v) < least ? bits<uint32_t>(v) : least);

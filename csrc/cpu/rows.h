@@ -98,8 +98,9 @@ constexpr int seen_by(int part) {
 template <class A, Call CALL>
 constexpr int kSeen = seen_by<A>(CALL == Call::kStep ? A::kParts - 1 : 0);
 
-// All parts of n <= kPiece steps but the last; n is a multiple of kLanes. Meanwhile memory fetches, of operands in place,
-// what the last part will write to and the next n observations: parts in turn would ask for it all at once, and wait.
+// All parts of n <= kPiece steps but the last; n is a multiple of kLanes. Meanwhile memory fetches, of operands in
+// place, what the last part will write to and the next n observations: parts in turn would ask for it all at once, and
+// wait.
 template <int NEXT = 0, class A, class T>
 inline __attribute__((always_inline)) void prepare(const A& state, const T* const* parameters, T (*carried)[kPiece],
                                                    const T* x, T* const* gradients, int n) {
@@ -203,8 +204,8 @@ inline __attribute__((always_inline)) int places_of_others(const T* x, int n, in
   return count;
 }
 
-// `rest` of those of n observations that aren't 0: of few packed together, of most where they are, zeros among them. The
-// gradients that are asked for are theirs.
+// `rest` of those of n observations that aren't 0: of few packed together, of most where they are, zeros among them.
+// The gradients that are asked for are theirs.
 template <bool GRADIENTS, class A, class T>
 inline __attribute__((always_inline)) void add_others(A& state, const T* const* parameters, const T* x,
                                                       T* const* gradients, const bool* asked, T scale, int n) {
@@ -244,7 +245,7 @@ inline __attribute__((always_inline)) void add_others(A& state, const T* const* 
   }
 }
 
-// n <= kStaged observations: their value, and gradients times scale. The last lanes run on a copy of the last observation.
+// n <= kStaged observations: their value, and gradients times scale. The last lanes run on a copy of the last one.
 template <class A, bool GRADIENTS, class T>
 inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
                                                         T* const* gradients, const bool* asked, T scale, int n) {
