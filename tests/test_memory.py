@@ -200,7 +200,6 @@ def test_threads():
     wrong = []
 
     def work(seed: int) -> None:
-        torch.set_num_threads(1)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(10):
             logits = torch.randn(ROWS, 784, generator=generator).requires_grad_()
