@@ -72,9 +72,14 @@ inline T* destination(const Matrix& m, int64_t row, int64_t column, T* buffer) {
 }
 
 template <class S, class T>
-inline __attribute__((always_inline)) void narrow_all(const T* from, S* to, int64_t stride, int64_t n) {
+inline __attribute__((always_inline)) S round_to(T value) {
   using Via = std::conditional_t<sizeof(S) < 4, float, S>;
-  for (int64_t i = 0; i < n; ++i) to[i * stride] = static_cast<S>(static_cast<Via>(from[i]));
+  return static_cast<S>(static_cast<Via>(value));
+}
+
+template <class S, class T>
+inline __attribute__((always_inline)) void narrow_all(const T* from, S* to, int64_t stride, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i * stride] = round_to<S>(from[i]);
 }
 
 // n results, rounded to the operand's dtype

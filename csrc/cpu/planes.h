@@ -23,6 +23,7 @@ namespace vae_fast {
 constexpr int kTogether = 64;  // observations of a block
 constexpr int kLine = 64;      // bytes of a cache line
 constexpr int64_t kChunkParameters = 1 << 15, kMostInChunk = 1024;
+constexpr int64_t kMostAhead = 1 << 20;  // bytes of a row, so that it and its gradient keep to the second-level cache
 
 // Observations whose parameters are staged at once: where their state fits into registers, no more than stay there
 template <class A>
@@ -103,29 +104,57 @@ inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes
   }
 }
 
-// Planes of kLanes observations that are read or written in place, beside the arithmetic; else null
+// Planes of kLanes observations, which are read and written where they lie, beside the arithmetic, if they can be.
+//
+// Meanwhile memory fetches the next block's planes, and, to the second-level cache, the same part of the next row, line by
+// line in the order in which it lies there: planes side by side, a line of each, are a pattern that no processor foresees.
 template <class T>
 struct InPlace {
-  T* first = nullptr;
-  int64_t stride = 0;
+  Matrix planes;     // absent: they are gathered before, or scattered afterwards
+  const char* next;  // the part of the next row
+  int64_t step = 0;
 
-  InPlace(const Cube& cube, int64_t row, int64_t column, bool possible) {
-    const Matrix m = cube.planes_of(row);
-    if (possible && cube.data && !cube.by_observation()) first = destination<T>(m, 0, column, nullptr);
-    stride = cube.plane_stride;
+  InPlace(const Cube& cube, int64_t row, int64_t column, const JointRows& p, bool whole) : next(cube.data) {
+    if (!cube.data) return;
+    const int64_t size = size_of(cube.type);
+    if (p.planes * p.columns * size <= kMostAhead) {  // else it is one line all the time, which costs less than to ask
+      next += ((row + 1) * cube.row_stride + p.planes * column) * size;
+      step = kLanes * size;
+    }
+    const bool known = cube.type == ScalarType::BFloat16 || cube.type == scalar_type<T>;
+    if (!whole || !known || cube.by_observation() || cube.column_stride != 1) return;
+    planes = cube.planes_of(row);
+    planes.data += column * size;
   }
-  // a plane to `staged`, or back; memory fetches the next block's
-  void load(int64_t plane, T* staged) const {
-    const T* from = first + plane * stride;
-    VAE_FAST_BY_LANES
-    for (int lane = 0; lane < kLanes; ++lane) staged[lane] = from[lane];
-    __builtin_prefetch(from + kTogether);
+
+  // f(pointer to the first plane), of the type that it has; to void if it is absent
+  template <class F>
+  inline __attribute__((always_inline)) void find(const F& f) const {
+    if (!planes.data) f(static_cast<void*>(nullptr));
+    else if (planes.type == scalar_type<T>) f(planes.at<T>(0, 0));
+    else f(planes.at<BFloat16>(0, 0));
   }
-  void store(int64_t plane, const T* staged) const {
-    T* to = first + plane * stride;
-    VAE_FAST_BY_LANES
-    for (int lane = 0; lane < kLanes; ++lane) to[lane] = staged[lane];
-    __builtin_prefetch(to + kTogether, 1);
+  // A plane to `staged`, and back. Were it not inlined at once, GCC would see no effect in it but on memory's readiness,
+  // and leave it out.
+  template <class S>
+  inline __attribute__((always_inline)) void load(const S* first, int64_t plane, T* staged) const {
+    __builtin_prefetch(next + plane * step, 0, 2);
+    if constexpr (!std::is_void_v<S>) {
+      const S* place = first + plane * planes.row_stride;
+      VAE_FAST_BY_LANES
+      for (int lane = 0; lane < kLanes; ++lane) staged[lane] = static_cast<T>(place[lane]);
+      __builtin_prefetch(place + kTogether);
+    }
+  }
+  template <class S>
+  inline __attribute__((always_inline)) void store(S* first, int64_t plane, const T* staged) const {
+    __builtin_prefetch(next + plane * step, 0, 2);
+    if constexpr (!std::is_void_v<S>) {
+      S* place = first + plane * planes.row_stride;
+      VAE_FAST_BY_LANES
+      for (int lane = 0; lane < kLanes; ++lane) place[lane] = round_to<S>(staged[lane]);
+      __builtin_prefetch(place + kTogether, 1);
+    }
   }
 };
 
@@ -140,8 +169,9 @@ inline __attribute__((always_inline)) void each_lane(int n, const F& f) {
 // n observations, from their planes: their values; the gradients in place of the parameters. A component meets all of
 // them before the next does, so that no vector waits for what it added last.
 template <class A, bool GRADIENTS, class T>
-inline __attribute__((always_inline)) void close_together(const T* options, int64_t planes, T* first, InPlace<T> from,
-                                                          InPlace<T> to, const T* x, int n, const T* scale, T* values) {
+inline __attribute__((always_inline)) void close_together(const T* options, int64_t planes, T* first,
+                                                          const InPlace<T>& from, const InPlace<T>& to, const T* x,
+                                                          int n, const T* scale, T* values) {
   A state(options, planes);
   const int components = state.components;
   const auto planes_of = [=](int lane) { return Planes<T>{first + lane, kStagedOf<A>}; };
@@ -150,21 +180,28 @@ inline __attribute__((always_inline)) void close_together(const T* options, int6
     for (int c = 0; c < A::kTargets; ++c) observed[c] = x[c * kTogether + lane];
     state.observe(lane, observed);
   });
-  for (int k = 0; k < components; ++k)
-    if constexpr (A::kSingle) {
-      if (from.first) from.load(k, first + k * kLanes);
-      each_lane<A>(n, [&](int lane) { state.template look<GRADIENTS>(lane, k, planes_of(lane)); });
-    } else {
+  if constexpr (A::kSingle)
+    from.find([&](const auto* place) __attribute__((always_inline)) {
+      for (int k = 0; k < components; ++k) {
+        from.load(place, k, first + k * kLanes);
+        each_lane<A>(n, [&](int lane) { state.template look<GRADIENTS>(lane, k, planes_of(lane)); });
+      }
+    });
+  else
+    for (int k = 0; k < components; ++k) {
       each_lane<A>(n, [&](int lane) { state.prepare(lane, k, planes_of(lane)); });
       each_lane<A>(n, [&](int lane) { state.prepare_bins(lane, k, planes_of(lane)); });
       each_lane<A>(n, [&](int lane) { state.template complete<GRADIENTS>(lane, k, planes_of(lane)); });
     }
   for (int k = 0; k < components; ++k) each_lane<A>(n, [&](int lane) { state.weigh(lane, k, planes_of(lane)); });
   each_lane<A>(n, [&](int lane) { values[lane] = state.close(lane); });
-  for (int k = 0; GRADIENTS && k < components; ++k) {
-    each_lane<A>(n, [&](int lane) { state.share(lane, k, planes_of(lane), scale[lane]); });
-    if (A::kSingle && to.first) to.store(k, first + k * kLanes);
-  }
+  if (!GRADIENTS) return;
+  to.find([&](auto* place) __attribute__((always_inline)) {
+    for (int k = 0; k < components; ++k) {
+      each_lane<A>(n, [&](int lane) { state.share(lane, k, planes_of(lane), scale[lane]); });
+      if constexpr (A::kSingle) to.store(place, k, first + k * kLanes);
+    }
+  });
 }
 
 // Whether n observations are faster one after the other: each takes as long as some 290 parameters more, but no lane is
@@ -215,10 +252,11 @@ VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column
   for (int i = 0; !one_by_one && i < n; i += WIDTH) {
     const int some = std::min(WIDTH, n - i);
     const bool whole_vector = A::kSingle && some == kLanes;
-    const InPlace<T> from(p.parameters, row, column + i, whole_vector), to(p.gradient, row, column + i, whole_vector);
-    if (!from.first) gather<WIDTH>(p.parameters, row, column + i, some, p.planes, planes, buffer);
+    const InPlace<T> from(p.parameters, row, column + i, p, whole_vector),
+        to(p.gradient, row, column + i, p, whole_vector);
+    if (!from.planes.data) gather<WIDTH>(p.parameters, row, column + i, some, p.planes, planes, buffer);
     close_together<A, GRADIENTS>(options, p.planes, planes, from, to, x[0] + i, some, scale + i, values + i);
-    if (GRADIENTS && !to.first) scatter<WIDTH>(planes, p.planes, some, p.gradient, row, column + i, buffer);
+    if (GRADIENTS && !to.planes.data) scatter<WIDTH>(planes, p.planes, some, p.gradient, row, column + i, buffer);
   }
   double sum = 0;
   for (int i = 0; i < n; ++i)
