@@ -152,10 +152,34 @@ inline __attribute__((always_inline)) void settle_after(A& state, int i) {
   }
 }
 
-// n steps; n is a multiple of kLanes
-template <bool GRADIENTS, class A, class T>
+// The next block's operands and results, where they are moved to and from a buffer: in a burst, which would wait for
+// memory, after which memory would wait for the steps. It fetches them during the steps.
+template <int N>
+class Ahead {
+ public:
+  void add(const Matrix& m, int64_t row, int64_t column) {
+    if (m.column_stride != 1) return;
+    bytes_[count_] = static_cast<int>(size_of(m.type));
+    first_[count_] = m.data + (row * m.row_stride + column) * bytes_[count_];
+    ++count_;
+  }
+  bool is_empty() const { return count_ == 0; }
+  // kPiece observations. Were it not inlined at once, GCC would see no effect in it, and leave it out.
+  inline __attribute__((always_inline)) void fetch(int from) const {
+    for (int k = 0; k < count_; ++k)
+      for (int byte = 0; byte < kPiece * bytes_[k]; byte += 64) __builtin_prefetch(first_[k] + from * bytes_[k] + byte);
+  }
+
+ private:
+  const char* first_[N];
+  int bytes_[N];  // of an observation
+  int count_ = 0;
+};
+
+// n steps; n is a multiple of kLanes. fetch(i) before that of observation i, a multiple of kPiece
+template <bool GRADIENTS, class A, class T, class F>
 inline __attribute__((always_inline)) void take_steps(A& state, const T* const* parameters, const T* x,
-                                                      T* const* gradients, T scale, int n) {
+                                                      T* const* gradients, T scale, int n, const F& fetch) {
   constexpr int K = A::kParameters, S = kSeen<A, Call::kStep>, PIECE = S > K ? kPiece : kStaged<A, T>;
   T carried[S - K + 1][kPiece];
   for (int begin = 0; begin < n; begin += PIECE) {
@@ -169,6 +193,7 @@ inline __attribute__((always_inline)) void take_steps(A& state, const T* const* 
       T* out[K];
       for (int k = 0; k < S; ++k) seen[k] = (k < K ? from[k] : carried[k - K]) + i;
       for (int k = 0; k < K; ++k) out[k] = to[k] + i;
+      if (i % kPiece == 0) fetch(begin + i);
       step_lanes<GRADIENTS, Call::kStep>(state, seen, x + begin + i, out, scale);
       settle_after(state, i);
     }
@@ -246,19 +271,24 @@ inline __attribute__((always_inline)) void add_others(A& state, const T* const* 
 }
 
 // n <= kStaged observations: their value, and gradients times scale. The last lanes run on a copy of the last one.
-template <class A, bool GRADIENTS, class T>
+template <class A, bool GRADIENTS, class T, int N>
 inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
-                                                        T* const* gradients, const bool* asked, T scale, int n) {
+                                                        T* const* gradients, const bool* asked, T scale, int n,
+                                                        const Ahead<N>& ahead) {
   constexpr int K = A::kParameters;
   const A fresh = start<A, T>(options, parameters[K - 1][0]);
   A state = fresh;
   T sums[kLanes] = {};
   const int whole = n - n % kLanes;
+  const auto nothing = [](int) {};
   for (int first = 0; first < whole; first += kSummed<A, T>) {
     const T* from[K];
     T* to[K];
     for (int k = 0; k < K; ++k) from[k] = parameters[k] + first, to[k] = gradients[k] + first;
-    take_steps<GRADIENTS>(state, from, x + first, to, scale, std::min(kSummed<A, T>, whole - first));
+    const int some = std::min(kSummed<A, T>, whole - first);
+    const auto fetch = [&](int i) __attribute__((always_inline)) { ahead.fetch(first + i); };
+    if (A::kParts == 1 && ahead.is_empty()) take_steps<GRADIENTS>(state, from, x + first, to, scale, some, nothing);
+    else take_steps<GRADIENTS>(state, from, x + first, to, scale, some, fetch);
     if constexpr (!A::kSparse) {
 #pragma GCC unroll 1
       for (int lane = 0; lane < kLanes; ++lane) sums[lane] += state.sum(lane);
@@ -276,7 +306,7 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
       for (int k = 0; k < kOwn<A, T>; ++k) copies[k][lane] = parameters[k][place];
       copies[K][lane] = x[place];
     }
-    take_steps<GRADIENTS>(tail, from, copies[K], to, scale, kLanes);
+    take_steps<GRADIENTS>(tail, from, copies[K], to, scale, kLanes, nothing);
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
     if (GRADIENTS)
       for (int k = 0; k < K; ++k)
@@ -289,15 +319,16 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
   return fresh.finish(add_lanes(sums), static_cast<T>(n));
 }
 
-template <class A, bool GRADIENTS, class T>
+template <class A, bool GRADIENTS, class T, int N>
 inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
-                                                   T* const* gradients, const bool* asked, T scale, int n) {
+                                                   T* const* gradients, const bool* asked, T scale, int n,
+                                                   const Ahead<N>& ahead) {
   if constexpr (A::kPlain) {
     constexpr T kZeros[A::kOptions] = {};
     if (std::all_of(options, options + A::kOptions, [](T option) { return option == 0; }))
-      return accumulate_with<A, GRADIENTS>(kZeros, parameters, x, gradients, asked, scale, n);
+      return accumulate_with<A, GRADIENTS>(kZeros, parameters, x, gradients, asked, scale, n, ahead);
   }
-  return accumulate_with<A, GRADIENTS>(options, parameters, x, gradients, asked, scale, n);
+  return accumulate_with<A, GRADIENTS>(options, parameters, x, gradients, asked, scale, n, ahead);
 }
 
 // Places of the observations that count, by the mask and the row's weight; their number is returned
@@ -347,12 +378,18 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   T staged[K + 1][N], packed[K + 1][N], buffers[K][N], scattered[GRADIENTS ? K : 1][N];
   const T* in[K + 1];
   T *out[K], *target[K];
+  Ahead<2 * K + 1> ahead;
   for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, is_own<A, T>(k) ? n : 1, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
+  for (int k = 0; k <= K; ++k)
+    if (in[k] == staged[k]) ahead.add(k < K ? p.parameters[k] : p.x, row, column + n);
   bool asked[K];
   for (int k = 0; k < K; ++k) asked[k] = p.gradients[k].to.data;
-  for (int k = 0; k < K; ++k)
-    target[k] = out[k] = p.gradients[k].direct() ? destination(p.gradients[k].to, row, column, buffers[k]) : buffers[k];
+  for (int k = 0; k < K; ++k) {
+    const Gradient& g = p.gradients[k];
+    target[k] = out[k] = g.direct() ? destination(g.to, row, column, buffers[k]) : buffers[k];
+    if (g.direct() && target[k] == buffers[k]) ahead.add(g.to, row, column + n);
+  }
 
   int kept[N];
   const double weight = p.row_weight(row);
@@ -370,7 +407,7 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
   const T scale = static_cast<T>(weight * p.scale);
   if (count > 0) {
-    const T value = accumulate<A, GRADIENTS>(options, in, in[K], out, asked, scale, count);
+    const T value = accumulate<A, GRADIENTS>(options, in, in[K], out, asked, scale, count, ahead);
     if (GRADIENTS && A::kLosesNaN && value != value) pass_nan<A, K>(in, out, count);
     p.values[p.cell(row, column)] += value;
   }
