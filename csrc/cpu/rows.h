@@ -50,10 +50,11 @@ struct Rows {
     double w = 1;
     return weight.data ? *load(weight, row, 0, 1, &w) : w;
   }
-  bool wants_gradients() const {
-    for (const Gradient& g : gradients)
-      if (g.to.data) return true;
-    return false;
+  // How many parameters lie before the last one whose gradient is asked for, itself included
+  int wanted() const {
+    int k = K;
+    while (k > 0 && !gradients[k - 1].to.data) --k;
+    return k;
   }
 };
 
@@ -125,8 +126,8 @@ inline __attribute__((always_inline)) void prepare(const A& state, const T* cons
   }
 }
 
-// kLanes consecutive observations
-template <bool GRADIENTS, Call CALL, class A, class T>
+// kLanes consecutive observations, and the gradients of the first GRADIENTS parameters
+template <int GRADIENTS, Call CALL, class A, class T>
 inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* seen, const T* x, T* const* gradients,
                                                       T scale) {
 #pragma GCC ivdep
@@ -136,8 +137,7 @@ inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* 
     if constexpr (kSeen<A, CALL> > A::kParameters) state.complete(lane, in, x[lane], scale, out);
     else if constexpr (CALL == Call::kStep) state.step(lane, in, x[lane], scale, out);
     else state.rest(lane, in, x[lane], scale, out);
-    if (GRADIENTS)
-      for (int k = 0; k < A::kParameters; ++k) gradients[k][lane] = out[k];
+    for (int k = 0; k < GRADIENTS; ++k) gradients[k][lane] = out[k];
   }
 }
 
@@ -177,7 +177,7 @@ class Ahead {
 };
 
 // n steps; n is a multiple of kLanes. fetch(i) before that of observation i, a multiple of kPiece
-template <bool GRADIENTS, class A, class T, class F>
+template <int GRADIENTS, class A, class T, class F>
 inline __attribute__((always_inline)) void take_steps(A& state, const T* const* parameters, const T* x,
                                                       T* const* gradients, T scale, int n, const F& fetch) {
   constexpr int K = A::kParameters, S = kSeen<A, Call::kStep>, PIECE = S > K ? kPiece : kStaged<A, T>;
@@ -231,7 +231,7 @@ inline __attribute__((always_inline)) int places_of_others(const T* x, int n, in
 
 // `rest` of those of n observations that aren't 0: of few packed together, of most where they are, zeros among them.
 // The gradients that are asked for are theirs.
-template <bool GRADIENTS, class A, class T>
+template <int GRADIENTS, class A, class T>
 inline __attribute__((always_inline)) void add_others(A& state, const T* const* parameters, const T* x,
                                                       T* const* gradients, const bool* asked, T scale, int n) {
   constexpr int K = A::kParameters, OWN = kOwn<A, T>, N = kStaged<A, T>;
@@ -261,7 +261,7 @@ inline __attribute__((always_inline)) void add_others(A& state, const T* const* 
     step_lanes<GRADIENTS, Call::kRest>(state, seen, in[K] + i, out, scale);
     settle_after(state, i);
   }
-  for (int k = 0; GRADIENTS && k < K; ++k) {
+  for (int k = 0; k < GRADIENTS; ++k) {
     if (!asked[k]) continue;
     if (pack)
       for (int i = 0; i < count; ++i) gradients[k][places[i]] = found[k][i];
@@ -271,7 +271,7 @@ inline __attribute__((always_inline)) void add_others(A& state, const T* const* 
 }
 
 // n <= kStaged observations: their value, and gradients times scale. The last lanes run on a copy of the last one.
-template <class A, bool GRADIENTS, class T, int N>
+template <class A, int GRADIENTS, class T, int N>
 inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
                                                         T* const* gradients, const bool* asked, T scale, int n,
                                                         const Ahead<N>& ahead) {
@@ -308,9 +308,8 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
     }
     take_steps<GRADIENTS>(tail, from, copies[K], to, scale, kLanes, nothing);
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
-    if (GRADIENTS)
-      for (int k = 0; k < K; ++k)
-        for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
+    for (int k = 0; k < GRADIENTS; ++k)
+      for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
   }
   if constexpr (A::kSparse) {
     add_others<GRADIENTS>(state, parameters, x, gradients, asked, scale, n);
@@ -319,7 +318,7 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
   return fresh.finish(add_lanes(sums), static_cast<T>(n));
 }
 
-template <class A, bool GRADIENTS, class T, int N>
+template <class A, int GRADIENTS, class T, int N>
 inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
                                                    T* const* gradients, const bool* asked, T scale, int n,
                                                    const Ahead<N>& ahead) {
@@ -370,12 +369,12 @@ inline void pass_nan(const T* const (&in)[K + 1], T* const (&gradients)[K], int 
   }
 }
 
-// One block of one row
-template <template <class, int> class Accumulator, class T, bool GRADIENTS, int K>
+// One block of one row, with the gradients of as many parameters, from the first on
+template <template <class, int> class Accumulator, class T, int GRADIENTS, int K>
 VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
   using A = Accumulator<T, kLanes>;
   constexpr int N = kStaged<A, T>;
-  T staged[K + 1][N], packed[K + 1][N], buffers[K][N], scattered[GRADIENTS ? K : 1][N];
+  T staged[K + 1][N], packed[K + 1][N], buffers[K][N], scattered[std::max(1, GRADIENTS)][N];
   const T* in[K + 1];
   T *out[K], *target[K];
   Ahead<2 * K + 1> ahead;
@@ -400,7 +399,7 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
       for (int i = 0; i < count; ++i) packed[k][i] = in[k][kept[i]];
       in[k] = packed[k];
     }
-    for (int k = 0; GRADIENTS && k < K; ++k) out[k] = scattered[k];
+    for (int k = 0; k < GRADIENTS; ++k) out[k] = scattered[k];
   }
 
   T options[A::kOptions + 1];
@@ -411,7 +410,7 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
     if (GRADIENTS && A::kLosesNaN && value != value) pass_nan<A, K>(in, out, count);
     p.values[p.cell(row, column)] += value;
   }
-  for (int k = 0; GRADIENTS && k < K; ++k) {
+  for (int k = 0; k < GRADIENTS; ++k) {
     Gradient& g = p.gradients[k];
     if (!g.to.data) continue;
     if (scale == 0) std::fill(out[k], out[k] + count, T(0));
@@ -456,8 +455,10 @@ struct Work {
 // Fills `values` (unweighted) and the gradients that are asked for
 template <template <class, int> class Accumulator, class T, int K>
 Work work_on(Rows<K>& p) {
-  const bool wants_gradients = p.wants_gradients();
-  constexpr int block = kStaged<Accumulator<T, kLanes>, T>;
+  using A = Accumulator<T, kLanes>;
+  constexpr int block = kStaged<A, T>;
+  constexpr int kWithoutLast = shares_last<A, T> && !A::kSparse ? K - 1 : K;  // has code of its own
+  const int wanted = p.wanted();
   const int64_t chunks = p.chunks();
   int64_t groups = p.rows;
   for (const Gradient& g : p.gradients)
@@ -480,8 +481,9 @@ Work work_on(Rows<K>& p) {
       for (int64_t row = group * group_rows; row < last_row; ++row)
         for (int64_t column = chunk * kChunk; column < last; column += block) {
           const int n = static_cast<int>(std::min<int64_t>(block, last - column));
-          if (wants_gradients) run_block<Accumulator, T, true>(p, row, column, n, group);
-          else run_block<Accumulator, T, false>(p, row, column, n, group);
+          if (wanted == 0) run_block<Accumulator, T, 0>(p, row, column, n, group);
+          else if (wanted <= kWithoutLast) run_block<Accumulator, T, kWithoutLast>(p, row, column, n, group);
+          else run_block<Accumulator, T, K>(p, row, column, n, group);
         }
     }
   };
