@@ -16,7 +16,7 @@ import torch
 import vae_fast
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-LARGE = 4 * 2**20  # bytes, from which on memory is kept
+LARGE = 2**20  # bytes, from which on memory is kept
 ROWS = 2048  # of 784 float32: 6 MiB
 
 pytestmark = pytest.mark.skipif("cpp        cpu   available" not in vae_fast.report(), reason="no C++")

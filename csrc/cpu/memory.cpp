@@ -16,8 +16,8 @@ namespace vae_fast {
 namespace {
 
 constexpr int64_t kPage = 4096, kHugePage = 2 << 20;
-constexpr int64_t kLarge = 2 * kHugePage;  // memory that holds a huge page wherever it begins
-constexpr int64_t kPatience = 64;          // results for which a block is kept that none of them fits
+constexpr int64_t kLarge = 1 << 20;  // bytes, from which on the C library may map memory anew each time
+constexpr int64_t kPatience = 64;    // results for which a block is kept that none of them fits
 
 // Memory of torch's, so that its profiler and its allocator know of it
 struct Block {
@@ -38,7 +38,8 @@ void prefer_huge_pages(const Block& block) {
   const auto begin = reinterpret_cast<uintptr_t>(block.begin());
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage,
                   last = (begin + block.size) / kHugePage * kHugePage;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: what comes of it doesn't matter
+  if (first < last)  // advice: what comes of it doesn't matter
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 

@@ -1,7 +1,8 @@
 // Memory for large results: kept when they are dropped, for those that come after them.
 //
-// The C library maps arrays of 32 MiB and more anew each time, and the system clears every page of them, which takes
-// longer than what is computed there. A training step drops the gradients that the last one left, and asks for as many.
+// The C library maps arrays of 32 MiB and more anew each time, and smaller ones too where its heap ends with them, and the
+// system clears every page, which takes longer than what is computed there. A training step drops the gradients that the
+// last one left, and asks for as many.
 #pragma once
 
 #include "../arguments.h"

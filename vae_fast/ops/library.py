@@ -115,7 +115,7 @@ def _other_cuda(built: str) -> str | None:
 def empty_cache() -> None:
     """Gives back the memory that large results on a CPU have left to those that come after them.
 
-    Results of 4 MiB and more are made in memory that is kept when nobody holds them any longer: fresh memory of the
+    Results of 1 MiB and more are made in memory that is kept when nobody holds them any longer: fresh memory of the
     system's takes longer than what is computed into it. What is kept and what is in use are together never more than
     was in use at one time, and what 64 results have found no use for is given back. Set VAE_FAST_KEEP_MEMORY=0 in the
     environment to keep nothing. The storage of such results can't be resized. On a GPU the memory is torch's:
