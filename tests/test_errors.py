@@ -1,5 +1,6 @@
 """Bad input: each error names the function, the argument, what came and what was expected."""
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import vae_fast
 from vae_fast import VAE, ELBOLoss
 from vae_fast.likelihoods import LIKELIHOODS
+from vae_fast.operands import _plain, observations
 
 B, D, Z = 4, 6, 2
 L, X, M = torch.zeros(B, D), torch.full((B, D), 0.5), torch.zeros(B, Z)
@@ -489,3 +491,47 @@ def test_a_backend_for_another_device(monkeypatch):
     monkeypatch.setattr("vae_fast.ops.backend._forced", name)
     with pytest.raises(RuntimeError, match=f"'{name}' serves {device} tensors, got tensors on {L.device}"):
         elbo()
+
+
+FORMS = [torch.zeros(B, D), torch.zeros(B, D, dtype=torch.float64), torch.zeros(B, D).long(), torch.zeros(B, D).int()]
+FORMS += [
+    torch.zeros(B, 1),
+    torch.zeros(1, D),
+    torch.zeros(D),
+    torch.zeros(B),
+    torch.zeros(()),
+    torch.zeros(B, D, 1, 1),
+]
+FORMS += [
+    torch.nn.Parameter(torch.zeros(B, D)),
+    torch.zeros(B, D, requires_grad=True),
+    torch.zeros(B, D, device="meta"),
+]
+FORMS += [torch.zeros(B, D).byte(), torch.zeros(B, D).bool(), 0.0, 1.0, 2.5, 0, True, np.float32(0), None, "1"]
+
+
+@pytest.mark.parametrize("name", [name for name, entry in LIKELIHOODS.items() if not entry.joint])
+def test_plain_operands_are_what_the_checks_make_of_them(name, monkeypatch):
+    """Operands that pass without the single checks would have passed them, and are what they would have become."""
+    entry = LIKELIHOODS[name]
+    count, passed = len(entry.parameters), 0
+    operands = [FORMS[0], *[1.0] * (count - 1), FORMS[0]]
+
+    def outcome(given):
+        try:
+            found = observations(entry, ("f", *entry.parameters), given[:count], given[count], None, None, {})
+        except (TypeError, ValueError, AttributeError) as error:
+            return type(error), str(error)
+        tensors = (*found[0], found[1])
+        return [(t.shape, t.dtype, t.device, t.data_ptr() if t.numel() > 1 else str(t)) for t in tensors]
+
+    for i, j in itertools.product(range(count + 1), repeat=2):
+        for a, b in itertools.product(FORMS, repeat=2):
+            given = list(operands)
+            given[i], given[j] = a, b
+            quick = outcome(given)
+            passed += _plain(entry, given[:count], given[count]) is not None
+            with monkeypatch.context() as patch:
+                patch.setattr("vae_fast.operands._plain", lambda *_: None)
+                assert outcome(given) == quick
+    assert passed > 20

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INTEGERS = (torch.int32, torch.int64, torch.uint16)  # that counts come in
 SMALL_INTEGERS = (torch.int8, torch.int16)  # that classes come in besides
 _INTEGERS_OF: dict[str, tuple[torch.dtype, ...]] = {
@@ -18,14 +18,14 @@ _INTEGERS_OF: dict[str, tuple[torch.dtype, ...]] = {
     "level": _INTEGERS,
     "class": (*SMALL_INTEGERS, *_INTEGERS),
 }
-_TARGETS = {kind: (*_FLOATING, torch.uint8, torch.bool, *integers) for kind, integers in _INTEGERS_OF.items()}
+TARGETS = {kind: (*FLOATING, torch.uint8, torch.bool, *integers) for kind, integers in _INTEGERS_OF.items()}
 
 
 def floating(owner: str, name: str, t: Tensor) -> None:
     """t is a floating point tensor that the kernels read, with a batch dimension."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{owner}: {name} must be a tensor, got {type(t).__name__}")
-    if t.dtype not in _FLOATING:
+    if t.dtype not in FLOATING:
         raise TypeError(f"{owner}: {name} must be float32, bfloat16, float16 or float64, got {str(t.dtype)[6:]}")
     if t.dim() == 0:
         raise ValueError(f"{owner}: {name} must have a batch dimension, [B, ...], got a 0-dim tensor")
@@ -78,7 +78,7 @@ def target(owner: str, x: Tensor, kind: str) -> None:
     """x is of a dtype that numbers of that kind come in: "intensity", "count", "level" or "class"."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner}: x must be a tensor, got {type(x).__name__}")
-    if x.dtype not in _TARGETS[kind]:
+    if x.dtype not in TARGETS[kind]:
         names = "".join(f"{str(dtype)[6:]}, " for dtype in _INTEGERS_OF[kind])
         expected = (
             f"a {kind}: floating point, {names}uint8 or bool"
@@ -105,7 +105,7 @@ def row_weight(owner: str, weight: Tensor, x: Tensor) -> Tensor:
     same_device(owner, "x", x, "weight", weight)
     if weight.is_cpu and type(weight) is Tensor and not torch.compiler.is_compiling():
         not_negative(owner, weight)
-    return weight if weight.dtype in _FLOATING else weight.to(torch.float32)
+    return weight if weight.dtype in FLOATING else weight.to(torch.float32)
 
 
 def not_negative(owner: str, weight: Tensor) -> None:

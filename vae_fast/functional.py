@@ -439,8 +439,11 @@ def nll(
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
     tensors, target, weight, mask = observations(entry, names, parameters, x, weight, mask, options)
-    options = entry.options_for(options, target)
-    if use_reference(*tensors) or entry.without_kernel(options):
+    numbers: tuple[float, ...] = ()
+    if entry.options:
+        options = entry.options_for(options, target)
+        numbers = entry.numbers(options)
+    if use_reference(*tensors) or (options and entry.without_kernel(options)):
         return reference.nll(
             entry.elementwise,
             tensors,
@@ -451,7 +454,7 @@ def nll(
             counts=entry.counts,
             joint=entry.joint is not None,
         )
-    return _onepass.apply(NLL[entry.name], *tensors, target, *entry.numbers(options), weight, mask)
+    return _onepass.apply(NLL[entry.name], *tensors, target, *numbers, weight, mask)
 
 
 def elbo(
@@ -469,10 +472,13 @@ def elbo(
     check_posterior(owner, mu, logvar)
     tensors, target, weight, mask = observations(entry, names, parameters, x, objective.weight, objective.mask, options)
     same_batch(owner, name, target, mu)
-    options = entry.options_for(options, target)
+    numbers: tuple[float, ...] = ()
+    if entry.options:
+        options = entry.options_for(options, target)
+        numbers = entry.numbers(options)
     rows, prior = (rows_of(mu), rows_of(logvar)), prior_rows(owner, objective.prior, mu)
     beta, scale, reduce = objective.beta, objective.scale, objective.reduce
-    if use_reference(*tensors, *rows, *(prior or ())) or entry.without_kernel(options):
+    if use_reference(*tensors, *rows, *(prior or ())) or (options and entry.without_kernel(options)):
         return reference.elbo(
             entry.elementwise,
             tensors,
@@ -493,7 +499,7 @@ def elbo(
         ELBO[entry.name],
         *tensors,
         target,
-        *entry.numbers(options),
+        *numbers,
         *rows,
         *(prior or (None, None)),
         weight,

@@ -31,6 +31,7 @@ class Likelihood:
     joint: "classes" or "channels" where many parameters belong to one observation, along dimension 1: [B, C, ...]. x is
         [B, ...] or, of channels, [B, channels, ...].
     public: whether losses and models know it by its name.
+    kind: what one number of x is: "intensity", "count", "level" or "class".
     """
 
     name: str
@@ -47,15 +48,11 @@ class Likelihood:
     per_row: bool = False
     joint: str | None = None
     public: bool = True
+    kind: str = field(init=False)
 
-    @property
-    def kind(self) -> str:
-        """What one number of x is: "intensity", "count", "level" or "class"."""
-        if self.joint == "classes":
-            return "class"
-        if "levels" in self.options:
-            return "level"
-        return "count" if self.counts else "intensity"
+    def __post_init__(self) -> None:
+        levels = "level" if "levels" in self.options else "count" if self.counts else "intensity"
+        object.__setattr__(self, "kind", "class" if self.joint == "classes" else levels)
 
     def chosen(self, owner: str, options: Mapping[str, Any]) -> Options:
         """A user's options as the reference and the operators have them: numbers, x_range as x_low and x_high, without

@@ -131,7 +131,7 @@ class SampleKl(Function):
     def backward(ctx: Any, dz: Tensor | None, dkl: Tensor | None = None) -> Any:
         if dz is None and dkl is None:
             return (None,) * 6
-        mu, logvar, prior_mu, prior_logvar = (bool(n) for n in ctx.needs_input_grad[:4])
+        mu, logvar, prior_mu, prior_logvar, *_ = ctx.needs_input_grad
         asked = mu | logvar << 1 | prior_mu << 2 | prior_logvar << 3
         with torch._C._AutoDispatchBelowAutograd():
             gradients = SAMPLE_KL_BACKWARD(dz, dkl, *ctx.saved_tensors, asked)

@@ -177,7 +177,7 @@ def _scaled(ctx: Any, dvalue: Tensor) -> Sequence[Tensor]:
     if _must_keep(dvalue):
         return [_times(g, dvalue) if g.numel() else g for g in gradients]
     ctx.gradients = ()
-    if dvalue.is_cpu and _is_one(dvalue):
+    if dvalue.is_cpu and dvalue.dim() == 0 and dvalue.item() == 1:
         return gradients
     wanted = [_matrix(g) for g in gradients if g.numel()]
     if dvalue.is_cuda and triton_backend.ON_GPU.library is not None:
@@ -194,13 +194,6 @@ def _matrix(gradient: Tensor) -> Tensor:
     if gradient.dim() == 2:
         return gradient
     return (gradient if gradient.is_contiguous() else gradient.transpose(1, 2)).flatten(1)
-
-
-def _is_one(dvalue: Tensor) -> bool:
-    """True for the incoming gradient of a loss, or of a sum over rows, which is one number seen from all of them."""
-    if dvalue.dim() and dvalue.numel() and dvalue.stride(0) == 0:
-        dvalue = dvalue[0]
-    return dvalue.dim() == 0 and dvalue.item() == 1
 
 
 def _must_keep(dvalue: Tensor) -> bool:
