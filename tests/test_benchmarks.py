@@ -82,7 +82,7 @@ def test_a_shape_that_memory_does_not_hold_is_skipped(harness, case):
 
 def test_gate_stops_a_wrong_output_and_a_wrong_gradient(harness, case):
     def gate(function, name="ours", case=case):
-        return harness.gate(case, name, harness.Opponent(function), *harness.operands(case))
+        return harness.Gate(case, *harness.operands(case))(name, harness.Opponent(function))
 
     def a_little_wrong(logits, x):
         return case.ours(logits, x) + 1e-4 * (logits - logits.detach()).sum()
@@ -107,9 +107,10 @@ def test_gate_takes_a_peer_at_its_word(harness, case):
         arrange=lambda leaves: [t.unsqueeze(2) for t in leaves],
         shift=lambda shape: 5.0,
     )
-    harness.gate(case, "peer", peer, *harness.operands(case))
+    gate = harness.Gate(case, *harness.operands(case))
+    gate("peer", peer)
     with pytest.raises(AssertionError, match="output off by"):
-        harness.gate(case, "peer", replace(peer, shift=lambda shape: 6.0), *harness.operands(case))
+        gate("peer", replace(peer, shift=lambda shape: 6.0))
 
 
 def test_peers_that_are_not_installed_are_absent(harness):

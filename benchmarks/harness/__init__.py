@@ -9,7 +9,7 @@ moment of the machine meets them all, and no figure is kept before outputs and g
 `conftest.py` hands the recorded times to pytest-benchmark; `tables.py` and `render.py` show them.
 """
 
-from .agreement import arranged, gate
+from .agreement import Gate, arranged
 from .calls import caller, graphed, rotated, sets_beyond
 from .cases import BATCHES, LATENTS, PIXELS, Case, Inputs, Opponent, Row, both, each, on_gpu, over, selected
 from .machine import about
@@ -23,6 +23,7 @@ __all__ = [
     "LATENTS",
     "PIXELS",
     "Case",
+    "Gate",
     "Inputs",
     "Measurement",
     "Opponent",
@@ -34,7 +35,6 @@ __all__ = [
     "both",
     "caller",
     "each",
-    "gate",
     "graphed",
     "interleave",
     "measure",

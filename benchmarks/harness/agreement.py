@@ -36,32 +36,55 @@ def arranged(opponent: Opponent, leaves: list[Tensor]) -> list[Tensor]:
         return [t.requires_grad_() for t in opponent.arrange(leaves)]
 
 
-def gate(case: Case, name: str, opponent: Opponent, leaves: list[Tensor], data: list[Tensor]) -> float:
-    """The opponent's largest error of a gradient, over the largest gradient. Raises AssertionError unless outputs and
-    gradients agree with the float64 reference: ours closely, others as far as float32 lets the usual formula."""
-    theirs = arranged(opponent, leaves)
-    outputs = as_tuple(opponent.function(*theirs, *data))
-    incoming = cotangents(outputs)
-    found = torch.autograd.grad(outputs, theirs, incoming)
-    wide = [t.detach().double().requires_grad_() for t in leaves]
-    wide_data = [x.double() if x.is_floating_point() else x for x in data]
-    expected = as_tuple(case.truth(tuple(t.detach().double() for t in outputs), *wide, *wide_data))
-    for got, want in zip(outputs, expected, strict=True):
-        rounding = (torch.finfo(got.dtype).eps / 2 + VALUE_TOLERANCE) * want.detach().abs()
-        close(case, f"{name}'s output", got.double() + opponent.shift(case.shape), want.detach(), rounding)
-    truth = torch.autograd.grad(expected, wide, [None if t is None else t.double() for t in incoming])
-    slack = case.slack(outputs, incoming) if case.slack else [torch.zeros_like(t) for t in wide]
-    allowed = GRADIENT_TOLERANCE if name == "ours" else max(GRADIENT_TOLERANCE, case.usual_error)
-    worst = 0.0
-    for got, want, unknown in zip(found, opponent.arrange([*truth]), opponent.arrange(slack), strict=True):
-        rounding = torch.finfo(got.dtype).eps / 2 * want.abs()
-        close(case, f"{name}'s gradient", got, want, allowed * want.abs().amax() + rounding + unknown)
-        error = ((got.double() - want).abs() - unknown).amax() / want.abs().amax()
-        worst = max(worst, error.item())
-    return worst
+class Gate:
+    """A case's operands, which every opponent has to pass.
+
+    The float64 reference runs once for all of them; for each where outputs are samples, of which it takes the noise.
+    """
+
+    def __init__(self, case: Case, leaves: list[Tensor], data: list[Tensor]) -> None:
+        self.case, self.leaves, self.data = case, leaves, data
+        self._known: tuple[Outputs, Outputs] | None = None
+
+    def truth(self, name: str, outputs: Outputs, incoming: list[Tensor | None]) -> tuple[Outputs, Outputs]:
+        """What the opponent's outputs should be, and the gradients of the leaves."""
+        if self._known is None or self.case.slack:
+            wide = [t.detach().double().requires_grad_() for t in self.leaves]
+            wide_data = [x.double() if x.is_floating_point() else x for x in self.data]
+            expected = as_tuple(self.case.truth(tuple(t.detach().double() for t in outputs), *wide, *wide_data))
+            for got, want in zip(outputs, expected, strict=True):
+                like(self.case, f"{name}'s output", got, want)
+            gradients = torch.autograd.grad(expected, wide, [None if t is None else t.double() for t in incoming])
+            self._known = tuple(t.detach() for t in expected), gradients
+        return self._known
+
+    def __call__(self, name: str, opponent: Opponent) -> float:
+        """The opponent's largest error of a gradient, over the largest gradient. Raises AssertionError unless outputs
+        and gradients agree with the reference: ours closely, others as far as float32 lets the usual formula."""
+        case, theirs = self.case, arranged(opponent, self.leaves)
+        outputs = as_tuple(opponent.function(*theirs, *self.data))
+        incoming = cotangents(outputs)
+        found = torch.autograd.grad(outputs, theirs, incoming)
+        expected, truth = self.truth(name, outputs, incoming)
+        for got, want in zip(outputs, expected, strict=True):
+            rounding = (torch.finfo(got.dtype).eps / 2 + VALUE_TOLERANCE) * want.abs()
+            close(case, f"{name}'s output", got.double() + opponent.shift(case.shape), want, rounding)
+        slack = case.slack(outputs, incoming) if case.slack else [torch.zeros_like(t) for t in truth]
+        allowed = GRADIENT_TOLERANCE if name == "ours" else max(GRADIENT_TOLERANCE, case.usual_error)
+        worst = 0.0
+        for got, want, unknown in zip(found, opponent.arrange([*truth]), opponent.arrange(slack), strict=True):
+            rounding = torch.finfo(got.dtype).eps / 2 * want.abs()
+            close(case, f"{name}'s gradient", got, want, allowed * want.abs().amax() + rounding + unknown)
+            error = ((got.double() - want).abs() - unknown).amax() / want.abs().amax()
+            worst = max(worst, error.item())
+        return worst
+
+
+def like(case: Case, what: str, got: Tensor, want: Tensor) -> None:
+    assert got.shape == want.shape, f"{case}: {what} of shape {[*got.shape]}, not {[*want.shape]}"
 
 
 def close(case: Case, what: str, got: Tensor, want: Tensor, tolerance: Tensor) -> None:
-    assert got.shape == want.shape == tolerance.shape, f"{case}: {what} of shape {[*got.shape]}, not {[*want.shape]}"
+    like(case, what, got, want)
     worst = ((got.double() - want).abs() / (tolerance + 1e-30)).max().item()
     assert worst <= 1, f"{case}: {what} off by {worst:.3g} times the tolerance"

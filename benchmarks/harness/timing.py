@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .agreement import GATED, arranged, as_tuple, cotangents, gate
+from .agreement import GATED, Gate, arranged, as_tuple, cotangents
 from .calls import Call, caller, graphed, last_cache, rotated, sets_beyond
 from .cases import Case, on_gpu
 from .machine import free_memory
@@ -138,9 +138,11 @@ def measure(case: Case, settings: Settings) -> Measurement:
     sets = [first, *(operands(case) for _ in range(copies - 1))]
     at_limit = [limits(m.limit, read + written) for _ in sets]
     calls: dict[str, Call] = {}
+    gate = Gate(case, *operands(case, GATED))
     for name in opponents_of(case):
-        alone = [some[name] for some in at_limit] if name in LIMITS else prepared(case, name, settings, sets, m)
+        alone = [some[name] for some in at_limit] if name in LIMITS else prepared(gate, name, settings, sets, m)
         calls[name] = rotated([graphed(call) for call in alone] if settings.graphs else alone)
+    del gate
     watch = settings.watch
     m.seconds, m.iterations = interleave(calls, settings, watch.read if watch else lambda: None)
     if watch:
@@ -149,13 +151,13 @@ def measure(case: Case, settings: Settings) -> Measurement:
     return m
 
 
-def prepared(case: Case, name: str, settings: Settings, sets: list[Any], m: Measurement) -> list[Call]:
+def prepared(gate: Gate, name: str, settings: Settings, sets: list[Any], m: Measurement) -> list[Call]:
     """An opponent's calls, one a set of operands, after the gate; memory and operators are counted with the first."""
     from torch._inductor import metrics  # counts loops that Inductor wrote, which the profiler doesn't see
 
-    opponent = opponent_of(case, name, settings.quick, settings.graphs)
+    case, opponent = gate.case, opponent_of(gate.case, name, settings.quick, settings.graphs)
     metrics.reset()
-    m.errors[name] = gate(case, name, opponent, *operands(case, GATED))
+    m.errors[name] = gate(name, opponent)
     theirs = [(arranged(opponent, leaves), data) for leaves, data in sets]
     calls = [caller(case.direction, opponent.function, *some) for some in theirs]
     if case.direction != "forward + backward" or math.prod(case.shape) > GATED:  # it is compiled once more
