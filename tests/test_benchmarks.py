@@ -113,6 +113,16 @@ def test_gate_takes_a_peer_at_its_word(harness, case):
         gate("peer", replace(peer, shift=lambda shape: 6.0))
 
 
+def test_each_opponent_drops_gradients_of_its_own(harness, case):
+    """Nobody pays for memory that another's gradient gives back to the system."""
+    leaves, _ = harness.operands(replace(case, shape=(3, 5)))
+    first, second = (harness.arranged(harness.Opponent(case.ours), leaves) for _ in range(2))
+    first[0].grad = torch.ones(3, 5)
+    assert second[0].grad is None and leaves[0].grad is None
+    assert first[0].data_ptr() == second[0].data_ptr() == leaves[0].data_ptr()
+    assert first[0].requires_grad and first[0].is_leaf
+
+
 def test_peers_that_are_not_installed_are_absent(harness):
     import peers
 

@@ -31,9 +31,10 @@ def cotangents(outputs: Outputs) -> list[Tensor | None]:
 
 
 def arranged(opponent: Opponent, leaves: list[Tensor]) -> list[Tensor]:
-    """The leaves as an opponent takes them: the same tensors, unless it wants them in another form."""
+    """The leaves as an opponent takes them, the same numbers in tensors of its own: so are their gradients, and each drops
+    what it has left itself."""
     with torch.no_grad():
-        return [t.requires_grad_() for t in opponent.arrange(leaves)]
+        return [t.detach().requires_grad_() for t in opponent.arrange(leaves)]
 
 
 class Gate:

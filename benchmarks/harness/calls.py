@@ -18,7 +18,7 @@ MOST_SETS = 512  # of tiny operands, which the caches then hold all the same
 
 
 def caller(direction: str, function: Callable[..., Any], leaves: list[Tensor], data: list[Tensor]) -> Call:
-    """A call to time. It first drops the gradients that the last one left: all write to fresh memory."""
+    """A call to time. It first drops the gradients that the one before has left, as a training step does."""
     incoming = cotangents(as_tuple(function(*leaves, *data)))
 
     def forward() -> None:

@@ -23,7 +23,7 @@ from .profiled import events_of, operations, peak_memory
 ROUNDS = 7, 400  # fewest and most, whatever they take
 LONG = 0.05  # seconds of a call that is run once before it is measured, not four times
 SAMPLE = 5e-4, 5e-3  # seconds, on a CPU and on a GPU: shorter calls are repeated until a sample lasts this long
-NEEDED = 40  # bytes an element, of the hungriest opponents
+NEEDED = 80  # bytes an element, of the hungriest opponent and of what all have as gradients
 
 
 @dataclass(frozen=True)
