@@ -134,11 +134,14 @@ struct InPlace {
     else if (planes.type == scalar_type<T>) f(planes.at<T>(0, 0));
     else f(planes.at<BFloat16>(0, 0));
   }
-  // A plane to `staged`, and back. Were it not inlined at once, GCC would see no effect in it but on memory's readiness,
-  // and leave it out.
+  // As much of the next row as a plane is. Were it not inlined at once, GCC would see no effect in it, and leave it out.
+  inline __attribute__((always_inline)) void fetch(int64_t plane) const {
+    __builtin_prefetch(next + plane * step, 0, 2);
+  }
+  // A plane to `staged`, and back
   template <class S>
   inline __attribute__((always_inline)) void load(const S* first, int64_t plane, T* staged) const {
-    __builtin_prefetch(next + plane * step, 0, 2);
+    fetch(plane);
     if constexpr (!std::is_void_v<S>) {
       const S* place = first + plane * planes.row_stride;
       VAE_FAST_BY_LANES
@@ -148,7 +151,7 @@ struct InPlace {
   }
   template <class S>
   inline __attribute__((always_inline)) void store(S* first, int64_t plane, const T* staged) const {
-    __builtin_prefetch(next + plane * step, 0, 2);
+    fetch(plane);
     if constexpr (!std::is_void_v<S>) {
       S* place = first + plane * planes.row_stride;
       VAE_FAST_BY_LANES
@@ -189,6 +192,11 @@ inline __attribute__((always_inline)) void close_together(const T* options, int6
     });
   else
     for (int k = 0; k < components; ++k) {
+      constexpr int kVectors = A::kPlanes * kTogether / kLanes;
+      for (int i = k * kVectors; i < (k + 1) * kVectors; ++i) {
+        from.fetch(i);
+        if (GRADIENTS) to.fetch(i);
+      }
       each_lane<A>(n, [&](int lane) { state.prepare(lane, k, planes_of(lane)); });
       each_lane<A>(n, [&](int lane) { state.prepare_bins(lane, k, planes_of(lane)); });
       each_lane<A>(n, [&](int lane) { state.template complete<GRADIENTS>(lane, k, planes_of(lane)); });
