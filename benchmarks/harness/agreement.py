@@ -31,7 +31,7 @@ def cotangents(outputs: Outputs) -> list[Tensor | None]:
 
 
 def arranged(opponent: Opponent, leaves: list[Tensor]) -> list[Tensor]:
-    """The leaves as an opponent takes them, the same numbers in tensors of its own: it has gradients of its own, too, and
+    """The leaves as an opponent takes them, the same numbers in tensors of its own: it has gradients of its own and
     drops those alone."""
     with torch.no_grad():
         return [t.detach().requires_grad_() for t in opponent.arrange(leaves)]
