@@ -113,6 +113,25 @@ def test_gate_takes_a_peer_at_its_word(harness, case):
         gate("peer", replace(peer, shift=lambda shape: 6.0))
 
 
+def test_the_reference_runs_once_a_case_and_for_each_sample(harness, case):
+    runs = []
+
+    def counted(*args):
+        runs.append(1)
+        return case.truth(*args)
+
+    def passed(case):
+        runs.clear()
+        gate = harness.Gate(case, *harness.operands(case))
+        for name in ("eager", "ours"):
+            gate(name, harness.Opponent(case.ours))
+        return len(runs)
+
+    assert passed(replace(case, truth=counted)) == 1
+    drawn = replace(case, truth=counted, slack=lambda outputs, incoming: [torch.zeros(case.shape)])
+    assert passed(drawn) == 2
+
+
 def test_each_opponent_drops_gradients_of_its_own(harness, case):
     """Nobody pays for memory that another's gradient gives back to the system."""
     leaves, _ = harness.operands(replace(case, shape=(3, 5)))

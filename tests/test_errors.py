@@ -1,5 +1,6 @@
 """Bad input: each error names the function, the argument, what came and what was expected."""
 
+import functools
 import itertools
 from fractions import Fraction
 
@@ -8,9 +9,9 @@ import pytest
 import torch
 
 import vae_fast
-from vae_fast import VAE, ELBOLoss
+from vae_fast import VAE, ELBOLoss, checks
 from vae_fast.likelihoods import LIKELIHOODS
-from vae_fast.operands import _plain, observations
+from vae_fast.operands import _plain, check_posterior, observations
 
 B, D, Z = 4, 6, 2
 L, X, M = torch.zeros(B, D), torch.full((B, D), 0.5), torch.zeros(B, Z)
@@ -493,21 +494,18 @@ def test_a_backend_for_another_device(monkeypatch):
         elbo()
 
 
-FORMS = [torch.zeros(B, D), torch.zeros(B, D, dtype=torch.float64), torch.zeros(B, D).long(), torch.zeros(B, D).int()]
-FORMS += [
-    torch.zeros(B, 1),
-    torch.zeros(1, D),
-    torch.zeros(D),
-    torch.zeros(B),
-    torch.zeros(()),
-    torch.zeros(B, D, 1, 1),
+def of(*shape, **options):
+    return torch.zeros(shape, **options)
+
+
+FORMS = [
+    of(B, D),
+    *[of(B, D).to(dtype) for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32)],
+    *[of(B, D).byte(), of(B, D).bool(), of(D, B).t(), of(B, 2 * D)[:, ::2]],
+    *[of(B, 1), of(1, D), of(D), of(B), of(), of(B, D, 1, 1), of(0, D)],
+    *[torch.nn.Parameter(of(B, D)), of(B, D, requires_grad=True), of(B, D, device="meta")],
+    *[0.0, 1.0, 2.5, 0, True, np.float32(0), None, "1"],
 ]
-FORMS += [
-    torch.nn.Parameter(torch.zeros(B, D)),
-    torch.zeros(B, D, requires_grad=True),
-    torch.zeros(B, D, device="meta"),
-]
-FORMS += [torch.zeros(B, D).byte(), torch.zeros(B, D).bool(), 0.0, 1.0, 2.5, 0, True, np.float32(0), None, "1"]
 
 
 @pytest.mark.parametrize("name", [name for name, entry in LIKELIHOODS.items() if not entry.joint])
@@ -535,3 +533,20 @@ def test_plain_operands_are_what_the_checks_make_of_them(name, monkeypatch):
                 patch.setattr("vae_fast.operands._plain", lambda *_: None)
                 assert outcome(given) == quick
     assert passed > 20
+
+
+def test_plain_posteriors_are_what_the_checks_let_pass():
+    def outcome(check, mu, logvar):
+        try:
+            return check(mu, logvar)
+        except (TypeError, ValueError, AttributeError) as error:
+            return type(error), str(error)
+
+    def checked(mu, logvar):
+        checks.floating("f", "mu", mu)
+        checks.floating("f", "logvar", logvar)
+        checks.same_shape("f", "mu", mu, "logvar", logvar)
+        checks.same_device("f", "mu", mu, "logvar", logvar)
+
+    for mu, logvar in itertools.product(FORMS, repeat=2):
+        assert outcome(functools.partial(check_posterior, "f"), mu, logvar) == outcome(checked, mu, logvar)

@@ -10,6 +10,7 @@ from torch.library import opcheck
 import vae_fast
 from vae_fast import ELBOLoss
 from vae_fast.likelihoods import LIKELIHOODS
+from vae_fast.ops.likelihoods import NLL
 
 B, D, Z = 4, 9, 3
 SEED = torch.tensor(11)
@@ -271,3 +272,21 @@ def test_two_threads_at_once():
     alone = [run(seed) for seed in range(8)]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(run, range(8))) == alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name, entry in LIKELIHOODS.items() if len(entry.parameters) > 1])
+def test_gradients_are_the_same_whichever_others_are_asked_for(name, dtype):
+    """Each set of gradients has those that all have, whether the last parameter is a number a row or an element's."""
+    entry, columns, operator = LIKELIHOODS[name], 529, NLL[name]
+    x = torch.randint(4, (3, columns)).float()
+    for last in (1, columns) if not entry.per_row else (1,):
+        widths = [columns] * (len(entry.parameters) - 1) + [last]
+        given = [(torch.rand(3, width) + 0.1).to(dtype) for width in widths]
+        arguments = (*given, x, *entry.numbers(entry.options_for({}, x)), torch.tensor([1.0, 0.0, 2.0]), None)
+        nll, *everything = operator.call(arguments, 2 ** len(given) - 1)
+        for asked in range(2 ** len(given) - 1):
+            value, *some = operator.call(arguments, asked)
+            torch.testing.assert_close(value, nll, rtol=1e-6, atol=0)
+            for k, (got, want) in enumerate(zip(some, everything, strict=True)):
+                torch.testing.assert_close(got, want if asked >> k & 1 else want.new_empty(0), rtol=1e-6, atol=1e-7)

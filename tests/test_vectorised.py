@@ -90,3 +90,13 @@ def test_words_are_made_by_the_short_multiplication(functions):
     """Of 32 x 32 -> 64 bits: the full one of 64-bit lanes takes longer, without AVX-512 3.5 times as long."""
     codes = [code for name, code in functions.items() if "random_words" in name]
     assert codes and all(re.search(r"\tvpmuludq\s.*%zmm", code) and "vpmullq" not in code for code in codes)
+
+
+@pytest.mark.parametrize(
+    "loop", ["Categorical, float, true", "LogisticMixtureOfColours, float, true", "Gaussian, float, 2"]
+)
+def test_memory_is_asked_for_what_comes_next(functions, loop):
+    """GCC leaves out the call of a function that does nothing else, unless it is inlined at once."""
+    hint = "prefetcht0" if loop.startswith("Gaussian") else "prefetcht1"
+    codes = [code for name, code in functions.items() if f"run_block<vae_fast::{loop}" in name]
+    assert codes and all(hint in code for code in codes)

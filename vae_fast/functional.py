@@ -439,11 +439,8 @@ def nll(
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
     tensors, target, weight, mask = observations(entry, names, parameters, x, weight, mask, options)
-    numbers: tuple[float, ...] = ()
-    if entry.options:
-        options = entry.options_for(options, target)
-        numbers = entry.numbers(options)
-    if use_reference(*tensors) or (options and entry.without_kernel(options)):
+    options, numbers, by_reference = entry.form(options, target)
+    if use_reference(*tensors) or by_reference:
         return reference.nll(
             entry.elementwise,
             tensors,
@@ -472,13 +469,10 @@ def elbo(
     check_posterior(owner, mu, logvar)
     tensors, target, weight, mask = observations(entry, names, parameters, x, objective.weight, objective.mask, options)
     same_batch(owner, name, target, mu)
-    numbers: tuple[float, ...] = ()
-    if entry.options:
-        options = entry.options_for(options, target)
-        numbers = entry.numbers(options)
+    options, numbers, by_reference = entry.form(options, target)
     rows, prior = (rows_of(mu), rows_of(logvar)), prior_rows(owner, objective.prior, mu)
     beta, scale, reduce = objective.beta, objective.scale, objective.reduce
-    if use_reference(*tensors, *rows, *(prior or ())) or (options and entry.without_kernel(options)):
+    if use_reference(*tensors, *rows, *(prior or ())) or by_reference:
         return reference.elbo(
             entry.elementwise,
             tensors,

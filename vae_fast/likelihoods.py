@@ -69,9 +69,13 @@ class Likelihood:
         """What was chosen, as it is for such an x."""
         return self.of_x(chosen, x) if self.of_x else chosen
 
-    def without_kernel(self, chosen: Options) -> bool:
-        """Whether only the reference can compute it."""
-        return bool(chosen) and any(name in chosen for name in self.by_reference)
+    def form(self, chosen: Options, x: Tensor) -> tuple[Options, tuple[float, ...], bool]:
+        """What was chosen, as it is for such an x; its values in the operators' order; whether only the reference can
+        compute it."""
+        if not self.options:
+            return chosen, (), False
+        chosen = self.options_for(chosen, x)
+        return chosen, self.numbers(chosen), any(name in chosen for name in self.by_reference)
 
     def bounds(self, chosen: Options) -> tuple[float, float]:
         """The support, which options may shift."""
@@ -79,7 +83,7 @@ class Likelihood:
 
     def numbers(self, chosen: Options) -> tuple[float, ...]:
         """The options' values in the operators' order."""
-        return tuple(float(chosen.get(name, value)) for name, value in self.options.items()) if self.options else ()
+        return tuple(float(chosen.get(name, value)) for name, value in self.options.items())
 
 
 def _first(mean: Tensor, *_: Tensor) -> Tensor:

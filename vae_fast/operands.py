@@ -63,9 +63,9 @@ def _plain(entry: Likelihood, parameters: Sequence[Tensor | float], x: Tensor) -
     One function, not a dozen: after a training step has been through the caches, each costs microseconds.
     """
     first = parameters[0]
-    if entry.joint or type(first) is not Tensor or type(x) is not Tensor or first.dim() != 2 or x.requires_grad:
+    if entry.joint or (entry.per_row and type(parameters[-1]) is not float):
         return None
-    if entry.per_row and type(parameters[-1]) is not float:
+    if type(first) is not Tensor or type(x) is not Tensor or first.dim() != 2 or x.requires_grad:
         return None
     shape, device, dtype = first.shape, first.device, first.dtype
     if (

@@ -74,6 +74,7 @@ class Gate:
         allowed = GRADIENT_TOLERANCE if name == "ours" else max(GRADIENT_TOLERANCE, case.usual_error)
         worst = 0.0
         for got, want, unknown in zip(found, opponent.arrange([*truth]), opponent.arrange(slack), strict=True):
+            assert unknown.shape == want.shape, f"{case}: slack of shape {[*unknown.shape]}, not {[*want.shape]}"
             rounding = torch.finfo(got.dtype).eps / 2 * want.abs()
             close(case, f"{name}'s gradient", got, want, allowed * want.abs().amax() + rounding + unknown)
             error = ((got.double() - want).abs() - unknown).amax() / want.abs().amax()

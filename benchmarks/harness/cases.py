@@ -45,6 +45,7 @@ class Case:
     eager, ours: (*leaves, *data) -> a tensor or a tuple of tensors.
     truth: (outputs, *leaves, *data), all in float64 -> what the outputs should be, differentiable.
     slack: (outputs, incoming gradients) -> for each leaf, what truth can't know of its gradient: see `bench_latent`.
+        A case whose truth reads the outputs, as that of a sample must, has one.
     usual_error: what the gradients of the usual formula may be off by, of the largest, where its float32 loses digits.
     peers: other libraries' code, by name; those that aren't installed are not there.
     opponents: who runs it; all, if empty.

@@ -16,7 +16,7 @@ namespace vae_fast {
 namespace {
 
 constexpr int64_t kPage = 4096, kHugePage = 2 << 20;
-constexpr int64_t kLarge = 1 << 20;  // bytes, from which on the C library may map memory anew each time
+constexpr int64_t kLarge = 1 << 20;  // bytes; smaller results are left to the C library
 constexpr int64_t kPatience = 64;    // results for which a block is kept that none of them fits
 
 // Memory of torch's, so that its profiler and its allocator know of it
@@ -101,7 +101,7 @@ class Cache {
   Cache() {
     const char* setting = std::getenv("VAE_FAST_KEEP_MEMORY");
     keeps_ = setting == nullptr || std::string_view(setting) != "0";
-    kept_.reserve(1024);
+    kept_.reserve(4096);
 #if defined(__linux__)
     pthread_atfork([] { only().mutex_.lock(); }, [] { only().mutex_.unlock(); }, [] { only().mutex_.unlock(); });
 #endif

@@ -23,7 +23,7 @@ namespace vae_fast {
 constexpr int kTogether = 64;  // observations of a block
 constexpr int kLine = 64;      // bytes of a cache line
 constexpr int64_t kChunkParameters = 1 << 15, kMostInChunk = 1024;
-constexpr int64_t kMostAhead = 1 << 20;  // bytes of a row, so that it and its gradient keep to the second-level cache
+constexpr int64_t kMostAhead = 1 << 20;  // bytes of a row; longer ones are displaced before they are read
 
 // Observations whose parameters are staged at once: where their state fits into registers, no more than stay there
 template <class A>
@@ -107,7 +107,8 @@ inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes
 // Planes of kLanes observations, which are read and written where they lie, beside the arithmetic, if they can be.
 //
 // Meanwhile memory fetches the next block's planes, and, to the second-level cache, the same part of the next row, line by
-// line in the order in which it lies there: planes side by side, a line of each, are a pattern that no processor foresees.
+// line in the order in which it lies there (of bfloat16 each line twice, of double every second one): planes side by side,
+// a line of each, are a pattern that no processor foresees.
 template <class T>
 struct InPlace {
   Matrix planes;     // absent: they are gathered before, or scattered afterwards
@@ -117,7 +118,8 @@ struct InPlace {
   InPlace(const Cube& cube, int64_t row, int64_t column, const JointRows& p, bool whole) : next(cube.data) {
     if (!cube.data) return;
     const int64_t size = size_of(cube.type);
-    if (p.planes * p.columns * size <= kMostAhead) {  // else it is one line all the time, which costs less than to ask
+    if (p.planes * p.columns * size <=
+        kMostAhead) {  // else step is 0: one cached line each time, cheaper than a branch
       next += ((row + 1) * cube.row_stride + p.planes * column) * size;
       step = kLanes * size;
     }

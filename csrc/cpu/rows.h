@@ -50,7 +50,7 @@ struct Rows {
     double w = 1;
     return weight.data ? *load(weight, row, 0, 1, &w) : w;
   }
-  // How many parameters lie before the last one whose gradient is asked for, itself included
+  // The place of the last parameter whose gradient is asked for, counted from 1; 0 if there is none
   int wanted() const {
     int k = K;
     while (k > 0 && !gradients[k - 1].to.data) --k;
@@ -152,13 +152,13 @@ inline __attribute__((always_inline)) void settle_after(A& state, int i) {
   }
 }
 
-// The next block's operands and results, where they are moved to and from a buffer: in a burst, which would wait for
-// memory, after which memory would wait for the steps. It fetches them during the steps.
+// The next block's operands and results, where blocks are moved to and from a buffer. A move is a burst that waits for
+// memory, which has nothing to do during the steps before: then it is asked for what comes next.
 template <int N>
 class Ahead {
  public:
   void add(const Matrix& m, int64_t row, int64_t column) {
-    if (m.column_stride != 1) return;
+    if (m.column_stride != 1 || m.row_stride == 0) return;
     bytes_[count_] = static_cast<int>(size_of(m.type));
     first_[count_] = m.data + (row * m.row_stride + column) * bytes_[count_];
     ++count_;
@@ -287,6 +287,7 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
     for (int k = 0; k < K; ++k) from[k] = parameters[k] + first, to[k] = gradients[k] + first;
     const int some = std::min(kSummed<A, T>, whole - first);
     const auto fetch = [&](int i) __attribute__((always_inline)) { ahead.fetch(first + i); };
+    // To ask at every step whether it is time to fetch is a tenth of the shortest ones
     if (A::kParts == 1 && ahead.is_empty()) take_steps<GRADIENTS>(state, from, x + first, to, scale, some, nothing);
     else take_steps<GRADIENTS>(state, from, x + first, to, scale, some, fetch);
     if constexpr (!A::kSparse) {
@@ -360,16 +361,16 @@ inline __attribute__((always_inline)) void deliver(const Rows<K>& p, Gradient& g
 }
 
 // NaN for the gradients of observations of which any number, those in `in`, is NaN
-template <class A, int K, class T>
+template <class A, int GRADIENTS, int K, class T>
 inline void pass_nan(const T* const (&in)[K + 1], T* const (&gradients)[K], int n) {
   for (int i = 0; i < n; ++i) {
     bool found = false;
     for (int k = 0; k <= K; ++k) found = found || std::isnan(in[k][is_own<A, T>(k) ? i : 0]);
-    for (int k = 0; found && k < K; ++k) gradients[k][i] = std::numeric_limits<T>::quiet_NaN();
+    for (int k = 0; found && k < GRADIENTS; ++k) gradients[k][i] = std::numeric_limits<T>::quiet_NaN();
   }
 }
 
-// One block of one row, with the gradients of as many parameters, from the first on
+// One block of one row, with the gradients of the first GRADIENTS parameters
 template <template <class, int> class Accumulator, class T, int GRADIENTS, int K>
 VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
   using A = Accumulator<T, kLanes>;
@@ -378,16 +379,18 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   const T* in[K + 1];
   T *out[K], *target[K];
   Ahead<2 * K + 1> ahead;
+  const bool ends = column + n == p.columns;
+  const int64_t next_row = ends ? row + 1 : row, next_column = ends ? 0 : column + n;
   for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, is_own<A, T>(k) ? n : 1, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
   for (int k = 0; k <= K; ++k)
-    if (in[k] == staged[k]) ahead.add(k < K ? p.parameters[k] : p.x, row, column + n);
+    if (in[k] == staged[k]) ahead.add(k < K ? p.parameters[k] : p.x, next_row, next_column);
   bool asked[K];
   for (int k = 0; k < K; ++k) asked[k] = p.gradients[k].to.data;
   for (int k = 0; k < K; ++k) {
     const Gradient& g = p.gradients[k];
     target[k] = out[k] = g.direct() ? destination(g.to, row, column, buffers[k]) : buffers[k];
-    if (g.direct() && target[k] == buffers[k]) ahead.add(g.to, row, column + n);
+    if (g.direct() && target[k] == buffers[k]) ahead.add(g.to, next_row, next_column);
   }
 
   int kept[N];
@@ -407,7 +410,7 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   const T scale = static_cast<T>(weight * p.scale);
   if (count > 0) {
     const T value = accumulate<A, GRADIENTS>(options, in, in[K], out, asked, scale, count, ahead);
-    if (GRADIENTS && A::kLosesNaN && value != value) pass_nan<A, K>(in, out, count);
+    if (GRADIENTS && A::kLosesNaN && value != value) pass_nan<A, GRADIENTS>(in, out, count);
     p.values[p.cell(row, column)] += value;
   }
   for (int k = 0; k < GRADIENTS; ++k) {
@@ -457,7 +460,8 @@ template <template <class, int> class Accumulator, class T, int K>
 Work work_on(Rows<K>& p) {
   using A = Accumulator<T, kLanes>;
   constexpr int block = kStaged<A, T>;
-  constexpr int kWithoutLast = shares_last<A, T> && !A::kSparse ? K - 1 : K;  // has code of its own
+  // Without the gradient of a last parameter that is shared there is code of its own; counts would gain nothing by it
+  constexpr int kFewer = shares_last<A, T> && !A::kSparse ? K - 1 : K;
   const int wanted = p.wanted();
   const int64_t chunks = p.chunks();
   int64_t groups = p.rows;
@@ -482,7 +486,7 @@ Work work_on(Rows<K>& p) {
         for (int64_t column = chunk * kChunk; column < last; column += block) {
           const int n = static_cast<int>(std::min<int64_t>(block, last - column));
           if (wanted == 0) run_block<Accumulator, T, 0>(p, row, column, n, group);
-          else if (wanted <= kWithoutLast) run_block<Accumulator, T, kWithoutLast>(p, row, column, n, group);
+          else if (wanted <= kFewer) run_block<Accumulator, T, kFewer>(p, row, column, n, group);
           else run_block<Accumulator, T, K>(p, row, column, n, group);
         }
     }

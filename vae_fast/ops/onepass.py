@@ -150,7 +150,8 @@ def _times(gradient: Tensor, factor: Tensor) -> Tensor:
 
 
 def _scale_kernel(gradient: Tensor, factor: Tensor) -> None:
-    gradient.copy_(_times(gradient, factor))
+    if not (factor.is_cpu and bool((factor == 1).all())):
+        gradient.copy_(_times(gradient, factor))
 
 
 SCALE_ROWS = define(
