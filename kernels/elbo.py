@@ -210,7 +210,9 @@ def _accumulate(
         registers=operands.registers,
     )
     values = [s.finish() for s in (loss, nll, kl) if s is not None]
-    return (*values, *(g.finish() if g else nll.out.new_empty(0) for g in (*gradients, *latent_gradients)))
+    parameters = (*operands.parameters, *(latent.parameters if latent else ()))
+    found = zip((*gradients, *latent_gradients), parameters, strict=True)
+    return (*values, *(g.finish() if g else parameter.new_empty(0) for g, parameter in found))
 
 
 def _likelihood(
