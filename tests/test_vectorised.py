@@ -29,14 +29,15 @@ BY_LANES = {
     "run_block<vae_fast::StandardKl, float, 2, 2>": 0,
     "run_block<vae_fast::GaussianKl, float, 4, 4>": 0,
     "run_block<vae_fast::LogRatio, float, 5, 5>": 0,
-    **{
-        f"run_block<vae_fast::{name}, float, {gradients}, 2>": 40  # one exponential a row, and its last lanes
-        for name in ("GaussianShared", "LaplaceShared")
-        for gradients in (1, 2)
-    },
+    # One exponential a row; and the last lanes of Gaussian's
+    "run_block<vae_fast::GaussianShared, float, 2, 2>": 30,
+    "run_block<vae_fast::GaussianShared, float, 1, 2>": 40,
+    "run_block<vae_fast::LaplaceShared, float, 2, 2>": 30,
+    "run_block<vae_fast::LaplaceShared, float, 1, 2>": 30,
     **{f"run_block<vae_fast::LogisticMixtureOf{x}, float, true": 0 for x in ("Colours", "Greys")},
     **{f"run_block<vae_fast::Categorical, float, {gradients}": 50 for gradients in ("true", "false")},  # sums of lanes
 }
+FEWEST = {"run_block<vae_fast::LaplaceShared, float, 1, 2>": 9}  # packed operations; of all others ten
 # Loops that compilers follow by a scalar one, for the rest
 FLAT = [
     "make_normals<float>",
@@ -77,7 +78,7 @@ def operations(functions, loop):
 @pytest.mark.parametrize("loop", BY_LANES)
 def test_loops_by_lanes(functions, loop):
     packed, scalar = operations(functions, loop)
-    assert packed >= 5 and scalar <= packed // 2 + BY_LANES[loop]
+    assert packed >= FEWEST.get(loop, 10) and scalar <= packed // 2 + BY_LANES[loop]
 
 
 @pytest.mark.parametrize("loop", FLAT)
