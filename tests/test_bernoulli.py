@@ -56,6 +56,26 @@ def test_extreme_logits_keep_their_true_values():
         assert_values(nll, torch.tensor(true, dtype=torch.float64), torch.tensor(true).double().abs() + 1e-30)
 
 
+def test_small_gradients_keep_their_digits():
+    """sigmoid(20) - 1 is 0 in float32; the gradient is -2e-9. At a logit of 0, of either sign, it is 1/2 - x."""
+    logits = leaf(torch.tensor([[-80.0, -40, -20, -5, -0.0, 0.0, 5, 20, 40, 80]]))
+    x = torch.tensor([[0.0, 0, 0, 0, 0.25, 0.25, 1, 1, 1, 1]])
+    vae_fast.bernoulli_nll(logits, x).sum().backward()
+    _, gradient = expected(logits.detach(), x)
+    torch.testing.assert_close(logits.grad.double(), gradient, rtol=1e-6, atol=0)
+
+
+def test_gradients_are_rounded_to_the_nearest_bfloat16():
+    """Whole vectors and their rest, by whatever instruction: torch's rounding of the float32 gradient."""
+    for columns in (1, 15, 16, 33, 1025):
+        logits = (torch.randn(3, columns) * 5).bfloat16()
+        x = torch.rand(3, columns)
+        narrow, whole = leaf(logits), leaf(logits.float())
+        for parameter in (narrow, whole):
+            vae_fast.bernoulli_nll(parameter, x).sum().backward()
+        assert torch.equal(narrow.grad, whole.grad.bfloat16())
+
+
 def test_a_confident_mistake_costs_its_logit():
     """Cross-entropy of probabilities gives 100 and no gradient at logit 17; the true loss is 17, its gradient 1."""
     logits = torch.tensor([[17.0]], requires_grad=True)

@@ -29,29 +29,44 @@ struct Unit {
   int64_t size() const { return count * width; }
 };
 
+// Whether the unit's elements of an operand lie in one run
+bool is_flat(const Matrix& m, const Unit& u) {
+  return m.column_stride == 1 && (u.count == 1 || m.row_stride == u.width);
+}
+
+// The memory of a unit's operands and results, fetched while its noise is made, which needs none
+using Fetched = Ahead<5>;
+
+void add(Fetched& fetched, const Matrix& m, const Unit& u) {
+  if (m.data && is_flat(m, u)) fetched.add(m, u.row, u.column);
+}
+
 // Box and Muller's normals of n pairs of words
 template <class T>
-VAE_FAST_CLONES void make_normals(const Words& words, int n, T* noise) {
+VAE_FAST_CLONES void make_normals(const Words& words, int n, T* noise, const Fetched& fetched) {
+  for (int begin = 0; begin < n; begin += kPiece / 2) {
+    const int end = std::min(n, begin + kPiece / 2);
+    fetched.fetch(2 * begin);
 #pragma GCC ivdep
-  for (int k = 0; k < n; ++k) box_muller(words[0][k], words[1][k], noise[2 * k], noise[2 * k + 1]);
+    for (int k = begin; k < end; ++k) box_muller(words[0][k], words[1][k], noise[2 * k], noise[2 * k + 1]);
+  }
 }
 
 // The normals of n elements from `first` on
 template <class T>
-const T* normals(uint64_t seed, int64_t first, int64_t n, T (&noise)[kNoise]) {
+const T* normals(uint64_t seed, int64_t first, int64_t n, T (&noise)[kNoise], const Fetched& fetched) {
   constexpr int64_t kAtOnce = 4 * kCountersAtOnce;
   const int counters = static_cast<int>((first % 4 + n + kAtOnce - 1) / kAtOnce) * kCountersAtOnce;
   Words words;
   random_words(PhiloxKeys<uint64_t>(seed), static_cast<uint64_t>(first / 4), counters, words);
-  make_normals(words, 2 * counters, noise);
+  make_normals(words, 2 * counters, noise, fetched);
   return noise + first % 4;
 }
 
 // A unit of an operand as one flat run of T
 template <class T>
 const T* flat(const Matrix& m, const Unit& u, T* buffer) {
-  if (m.column_stride == 1 && (u.count == 1 || m.row_stride == u.width))
-    return load(m, u.row, u.column, u.size(), buffer);
+  if (is_flat(m, u)) return load(m, u.row, u.column, u.size(), buffer);
   for (int64_t i = 0; i < u.count; ++i) {
     T* to = buffer + i * u.width;
     const T* from = load(m, u.row + i, u.column, u.width, to);
@@ -124,9 +139,12 @@ template <class Kl, class T, int K>
 void forward_unit(Latent<K>& p, const Unit& u) {
   T staged[K][kBlock], noise[kNoise], terms[kBlock], z[kBlock];
   const T* in[K];
-  for (int k = 0; k < K; ++k) in[k] = flat(p.parameters[k], u, staged[k]);
+  Fetched fetched;
+  for (const Matrix* m : {&p.parameters[0], &p.parameters[1], &p.z})
+    if (m->type != scalar_type<T>) add(fetched, *m, u);  // three runs in place are what a processor foresees
   const int64_t first = u.row * p.columns + u.column;
-  const T* eps = normals(p.seed, first, u.size(), noise);
+  const T* eps = normals(p.seed, first, u.size(), noise, fetched);
+  for (int k = 0; k < K; ++k) in[k] = flat(p.parameters[k], u, staged[k]);
   T* to = destination(p.z, 0, first, z);
   if (p.divergence) sample_with_terms<Kl>(in, eps, u.size(), to, terms);
   else sample(in, eps, u.size(), to);
@@ -138,13 +156,15 @@ template <class Kl, class T, int K>
 void backward_unit(Latent<K>& p, const Unit& u) {
   T staged[K][kBlock], noise[kNoise], dz_staged[kBlock], dkl_staged[kBlock], computed[2][kBlock];
   const T *in[K], *dz = dz_staged;
+  Fetched fetched;
+  for (const Matrix* m : {&p.parameters[0], &p.parameters[1], &p.dz, &p.gradients[0], &p.gradients[1]})
+    add(fetched, *m, u);  // five it doesn't
+  const int64_t first = u.row * p.columns + u.column;
+  const T* eps = normals(p.seed, first, u.size(), noise, fetched);
   for (int k = 0; k < K; ++k) in[k] = flat(p.parameters[k], u, staged[k]);
   if (p.dz.data) dz = flat(p.dz, u, dz_staged);
   else std::fill(dz_staged, dz_staged + u.size(), T(0));
   if (p.dkl.data) spread(load(p.dkl, 0, u.row, u.count, computed[0]), u, dkl_staged);
-
-  const int64_t first = u.row * p.columns + u.column;
-  const T* eps = normals(p.seed, first, u.size(), noise);
   T* to[2];
   for (int k = 0; k < 2; ++k) to[k] = destination(p.gradients[k], 0, first, computed[k]);
   if (p.dkl.data) sample_gradients<Kl, true>(in, eps, dz, dkl_staged, u.size(), to[0], to[1]);

@@ -7,10 +7,6 @@
 #include "../philox.h"
 #include "rows.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#include <immintrin.h>
-#endif
-
 namespace vae_fast {
 namespace {
 
@@ -28,10 +24,8 @@ constexpr int kNoise = kBlock + 4 * kCountersAtOnce;  // normals of a block and 
 // [0]: words 0 and 2 of each counter, [1]: 1 and 3
 using Words = uint32_t[2][kNoise / 2];
 
-// The product of the lanes' lower halves; by reference, as not every processor can be passed such vectors. Targets are
-// features: into a function for another processor than the command line's GCC inlines no intrinsic.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define VAE_FAST_TARGET(name) __attribute__((target(name), flatten))
+// The product of the lanes' lower halves; by reference, as not every processor can be passed such vectors
+#if defined(VAE_FAST_TARGET)
 VAE_FAST_TARGET("avx512f") inline void multiply(const Lanes8& a, const Lanes8& b, Lanes8& product) {
   product =
       reinterpret_cast<Lanes8>(_mm512_maskz_mul_epu32(255, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
@@ -57,8 +51,13 @@ inline void make_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int c
   for (int lane = 0; lane < kWidth; ++lane) index[lane] = counter + static_cast<uint64_t>(lane);
   for (int from = 0; from < counters; from += 2 * kWidth) {
     V c[2][4], products[2];
-    for (int k = 0; k < 2; ++k, index += kWidth) c[k][0] = index, c[k][1] = index >> 32, c[k][2] = c[k][3] = V{};
-    for (int round = 0; round < 10; ++round)
+    for (auto& d : c) {  // the first round: words 2 and 3 are 0
+      multiply(index, factor0, products[0]);
+      d[0] = (index >> 32) ^ keys.low[0], d[1] = V{};
+      d[2] = (products[0] >> 32) ^ keys.high[0], d[3] = products[0];
+      index += kWidth;
+    }
+    for (int round = 1; round < 10; ++round)
       for (auto& d : c) {
         multiply(d[0], factor0, products[0]);
         multiply(d[2], factor1, products[1]);

@@ -6,8 +6,9 @@
 
 namespace vae_fast {
 
-// From logits l. One exponential e = e^-|l| serves the value and the gradient sigmoid(l) - x. The logarithm is shared:
-// with Q <- Q + e + Q e, log1p(Q) is the sum of the log1p(e); Q at most doubles with each observation.
+// From logits l. One exponential e = e^-|l| serves the value and the gradient sigmoid(l) - x = +-(d - e / (1 + e)), which
+// keeps its digits where it is small. The logarithm is shared: with Q <- Q + e + Q e, log1p(Q) is the sum of the
+// log1p(e); Q at most doubles with each observation.
 template <class T, int LANES>
 struct Bernoulli : Defaults {
   static constexpr int kParameters = 1, kJoined = 120;
@@ -15,12 +16,11 @@ struct Bernoulli : Defaults {
   T linear[LANES], q[LANES];
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
-    const T l = parameters[0];
-    const T side = l < T(0) ? T(0) : T(1);  // the one choice: further ones on the sign keep compilers from vectorising
-    const T e = rough_exp_minus_magnitude(l);
-    linear[lane] += l * (side - x);  // |l| d: side - x has the sign of l
+    const T l = parameters[0], e = rough_exp_minus_magnitude(l);
+    const T d = side_of(l) - x;  // of l's sign
+    linear[lane] += l * d;
     q[lane] = q[lane] * e + (q[lane] + e);
-    gradients[0] = scale * (quotient(larger(e, side), T(1) + e) - x);
+    gradients[0] = scale * (d - quotient(turned(e, l), T(1) + e));
   }
   VAE_FAST_FN void join(int lane, int other) {
     linear[lane] += linear[other];
