@@ -84,15 +84,29 @@ VAE_FAST_FN float choose(bool first, float a, float b) {
 }
 VAE_FAST_FN double choose(bool first, double a, double b) { return first ? a : b; }
 
-// 1 where v's sign is +, 0 where it is -, that of 0 and NaN too
-VAE_FAST_FN float side_of(float v) {
-  return bits<float>(~static_cast<uint32_t>(bits<int32_t>(v) >> 31) & bits<uint32_t>(1.f));
-}
-VAE_FAST_FN double side_of(double v) { return 0.5 + std::copysign(0.5, v); }
-
 // v, or -v where the sign of `of` is -
 VAE_FAST_FN float turned(float v, float of) { return bits<float>(bits<uint32_t>(v) ^ (bits<uint32_t>(of) & 1u << 31)); }
 VAE_FAST_FN double turned(double v, double of) { return v * std::copysign(1., of); }
+
+// The side that v is on: 0 where its sign is -, else 1. That of zero and NaN is either; `to_side` agrees with it
+VAE_FAST_FN float side_of(float v) {
+#if defined(__CUDA_ARCH__)
+  return v < 0.f ? 0.f : 1.f;
+#else
+  return bits<float>(~static_cast<uint32_t>(bits<int32_t>(v) >> 31) & bits<uint32_t>(1.f));
+#endif
+}
+VAE_FAST_FN double side_of(double v) { return 0.5 + std::copysign(0.5, v); }
+
+// m where v is on side 1, -m where it is on side 0
+VAE_FAST_FN float to_side(float m, [[maybe_unused]] float side, [[maybe_unused]] float v) {
+#if defined(__CUDA_ARCH__)
+  return fmaf(2.f, side, -1.f) * m;
+#else
+  return turned(m, v);
+#endif
+}
+VAE_FAST_FN double to_side(double m, double side, double) { return (2. * side - 1.) * m; }
 
 // The larger one of v and least >= 0; either, if v is NaN: as integers they compare alike, and GCC needs one step
 VAE_FAST_FN float at_least(float least, float v) {

@@ -17,10 +17,10 @@ struct Bernoulli : Defaults {
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
     const T l = parameters[0], e = rough_exp_minus_magnitude(l);
-    const T d = side_of(l) - x;  // of l's sign
+    const T side = side_of(l), d = side - x;  // d is of l's sign
     linear[lane] += l * d;
     q[lane] = q[lane] * e + (q[lane] + e);
-    gradients[0] = scale * (d - quotient(turned(e, l), T(1) + e));
+    gradients[0] = scale * (d - to_side(quotient(e, T(1) + e), side, l));
   }
   VAE_FAST_FN void join(int lane, int other) {
     linear[lane] += linear[other];

@@ -20,10 +20,10 @@ struct ContinuousBernoulli : Sum<T, LANES> {
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
     const T l = parameters[0], a = magnitude(l), e = exp_minus_magnitude(l);
-    const T d = side_of(l) - x;  // of l's sign
+    const T side = side_of(l), d = side - x;  // d is of l's sign
     this->total[lane] += l * d;
     add_log_decay_ratio(a, e, this->total[lane], product[lane]);
-    gradients[0] = scale * (d - turned(decay_mean(a, e), l));
+    gradients[0] = scale * (d - to_side(decay_mean(a, e), side, l));
   }
   VAE_FAST_FN void join(int lane, int other) {
     this->total[lane] += this->total[other];

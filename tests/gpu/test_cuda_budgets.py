@@ -26,11 +26,12 @@ pytestmark = [
 ]
 
 # test_budgets.py's names: the kernel here, instructions on sm_80, 90, 100, and MUFU where there are more. Those of
-# counts include both sides of their branches: logarithms or not, x = 0 or not.
+# counts include both sides of their branches: logarithms or not, x = 0 or not. One of Bernoulli's with a gradient keeps
+# the digits of small gradients.
 BARS = {
-    "Bernoulli, bfloat16 and bytes": ("objective<Bernoulli, BFloat16, unsigned char, 1, 1>", (17, 17, 17)),
-    "Bernoulli, float32": ("objective<Bernoulli, float, float, 1, 1>", (14.5, 14.5, 14.5)),
-    "Bernoulli, float32 and bytes": ("objective<Bernoulli, float, unsigned char, 1, 1>", (16.5, 16.5, 16.5)),
+    "Bernoulli, bfloat16 and bytes": ("objective<Bernoulli, BFloat16, unsigned char, 1, 1>", (18, 18, 18)),
+    "Bernoulli, float32": ("objective<Bernoulli, float, float, 1, 1>", (15.25, 15.25, 15.25)),
+    "Bernoulli, float32 and bytes": ("objective<Bernoulli, float, unsigned char, 1, 1>", (17.5, 17.5, 17.5)),
     "Bernoulli without gradient": ("objective<Bernoulli, BFloat16, unsigned char, 0, 1>", (11, 11, 11)),
     "Gaussian, fixed": ("objective<GaussianShared, BFloat16, BFloat16, 1, 2>", (8, 8, 8)),
     "Gaussian, log-variance": ("objective<Gaussian, BFloat16, BFloat16, 3, 2>", (17, 17, 17)),
