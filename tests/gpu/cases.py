@@ -450,6 +450,12 @@ def logits_not_finite() -> Case:
     return nll("bernoulli", [given], torch.rand(4, 80))
 
 
+def confident_logits() -> Case:
+    """On x's side: sigmoid(l) - x is small, and 0 where it is a difference in float32."""
+    given = torch.tensor([[-80.0, -40, -20, -5, 5, 20, 40, 80]]).repeat(1, 4)
+    return nll("bernoulli", [given], (given > 0).float())
+
+
 def zero_logits(dtype: torch.dtype) -> Case:
     """Of either sign."""
     zeros = torch.tensor([[0.0, -0.0, 0.0, -0.0]]).repeat(1, 8)

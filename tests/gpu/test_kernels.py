@@ -129,6 +129,14 @@ def test_a_row_that_is_masked_whole_needs_no_variance():
     assert (got[0][2:4] == 0).all()
 
 
+def test_small_gradients_keep_their_digits():
+    with emulated(90):
+        _, gradient = cases.confident_logits().run(OPERATORS)
+    given, x = cases.confident_logits().arguments[:2]
+    exact = torch.where(x > 0, -1.0, 1.0).double() / (1 + given.double().abs().exp())
+    torch.testing.assert_close(gradient.double(), exact, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("weight", [1e-39, 0.0, -1e-39, 3e-38])
 def test_gradients_at_the_smallest_weights(weight):
     with emulated(90):
