@@ -34,7 +34,8 @@ bool is_flat(const Matrix& m, const Unit& u) {
   return m.column_stride == 1 && (u.count == 1 || m.row_stride == u.width);
 }
 
-// The memory of a unit's operands and results, fetched while its noise is made, which needs none
+// The memory of a unit's posterior, incoming gradient and results, fetched while its noise is made, for which nothing is
+// read. Processors foresee forward's three runs of memory, and not backward's five.
 using Fetched = Ahead<5>;
 
 void add(Fetched& fetched, const Matrix& m, const Unit& u) {
@@ -141,7 +142,7 @@ void forward_unit(Latent<K>& p, const Unit& u) {
   const T* in[K];
   Fetched fetched;
   for (const Matrix* m : {&p.parameters[0], &p.parameters[1], &p.z})
-    if (m->type != scalar_type<T>) add(fetched, *m, u);  // three runs in place are what a processor foresees
+    if (m->type != scalar_type<T>) add(fetched, *m, u);
   const int64_t first = u.row * p.columns + u.column;
   const T* eps = normals(p.seed, first, u.size(), noise, fetched);
   for (int k = 0; k < K; ++k) in[k] = flat(p.parameters[k], u, staged[k]);
@@ -158,7 +159,7 @@ void backward_unit(Latent<K>& p, const Unit& u) {
   const T *in[K], *dz = dz_staged;
   Fetched fetched;
   for (const Matrix* m : {&p.parameters[0], &p.parameters[1], &p.dz, &p.gradients[0], &p.gradients[1]})
-    add(fetched, *m, u);  // five it doesn't
+    add(fetched, *m, u);
   const int64_t first = u.row * p.columns + u.column;
   const T* eps = normals(p.seed, first, u.size(), noise, fetched);
   for (int k = 0; k < K; ++k) in[k] = flat(p.parameters[k], u, staged[k]);

@@ -152,8 +152,8 @@ inline __attribute__((always_inline)) void settle_after(A& state, int i) {
   }
 }
 
-// The next block's operands and results, where blocks are moved to and from a buffer. A move is a burst that waits for
-// memory, which has nothing to do during the steps before: then it is asked for what comes next.
+// Operands and results that are needed later: the next block's, where blocks are moved to and from a buffer. A move is a
+// burst that waits for memory, which has nothing to do during the steps before: then it is asked for what comes next.
 template <int N>
 class Ahead {
  public:

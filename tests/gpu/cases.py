@@ -450,10 +450,10 @@ def logits_not_finite() -> Case:
     return nll("bernoulli", [given], torch.rand(4, 80))
 
 
-def confident_logits() -> Case:
-    """On x's side: sigmoid(l) - x is small, and 0 where it is a difference in float32."""
+def confident_logits() -> tuple[Case, Tensor]:
+    """On x's side, with the gradient, which is small: as the difference sigmoid(20) - 1 it would be 0 in float32."""
     given = torch.tensor([[-80.0, -40, -20, -5, 5, 20, 40, 80]]).repeat(1, 4)
-    return nll("bernoulli", [given], (given > 0).float())
+    return nll("bernoulli", [given], (given > 0).float()), -given.double().sign() / (1 + given.double().abs().exp())
 
 
 def zero_logits(dtype: torch.dtype) -> Case:
