@@ -180,25 +180,26 @@ VAE_FAST_FN T polynomial_by_pairs(T v, const T (&c)[N]) {
 
 namespace detail {
 
-// v = n ln 2 + f with integer n, |f| <= ln(2)/2: returns f, and 2^(n + BIAS - 127) as `scale`.
+// The integer n nearest to v / ln 2, and 2^(n + BIAS - 127) as `scale`.
 // 1.5 2^23 + BIAS is so large that a sum with it holds n + BIAS in its low bits, one shift away from the exponent field.
 template <int BIAS>
-VAE_FAST_FN float exp_reduced(float v, float& scale) {
+VAE_FAST_FN float exponent_of(float v, float& scale) {
   constexpr float kRound = 12582912.f + BIAS;
   const float shifted = v * 1.44269504f + kRound;
-  const float n = shifted - kRound;
   scale = bits<float>(bits<uint32_t>(shifted) << 23);
+  return shifted - kRound;
+}
+
+// v = n ln 2 + f, |f| <= ln(2)/2: returns f, and 2^(n + BIAS - 127) as `scale`
+template <int BIAS>
+VAE_FAST_FN float exp_reduced(float v, float& scale) {
+  const float n = exponent_of<BIAS>(v, scale);
   return (v - n * 0.693145752f) - n * 1.42860677e-6f;
 }
 
 // The same for v from -87 to 0, ln 2 in one part: an operation less. f is off by 3e-9 |v|, or by 6e-8 |v| where no
 // multiply-add is fused, which is little beside what else e^v, then small, is added to.
-VAE_FAST_FN float decay_reduced(float v, float& scale) {
-  constexpr float kRound = 12582912.f + 127;
-  const float shifted = v * 1.44269504f + kRound;
-  scale = bits<float>(bits<uint32_t>(shifted) << 23);
-  return v - (shifted - kRound) * 0.693147182f;
-}
+VAE_FAST_FN float decay_reduced(float v, float& scale) { return v - exponent_of<127>(v, scale) * 0.693147182f; }
 
 // v, at least low < 0 and at most high >= 0; NaN as either. Minima of bits: for limits of floats GCC goes a way of its
 // own through all that follows
@@ -324,7 +325,7 @@ namespace detail {
 // v/2 = n ln 2 + f/2 with integer n, which is 0 if v is `near` 0, else |f| <= ln 2: returns f, and 2^(n-1) as `scale`.
 // v counts as -172 below that and as 179, of infinite scale, above; NaN as either.
 VAE_FAST_FN float halves_reduced(float v, bool near, float& scale) {
-  constexpr float kRound = 12582912.f + 126;  // as in exp_reduced
+  constexpr float kRound = 12582912.f + 126;  // as in exponent_of
   const float number = limited(v, -172.f, 179.f);
   const float shifted = near ? kRound : number * 0.72134752f + kRound, n = shifted - kRound;
   scale = bits<float>(bits<uint32_t>(shifted) << 23);

@@ -134,11 +134,7 @@ def test_normals_start_like_this():
 
 # Whose argument is reduced by ln 2 in one part: in units of the last place that adds a twentieth of the exponent's
 # magnitude where a x b + c is rounded once, else the magnitude
-REDUCED_AT_ONCE = {
-    "exp_nonpositive_",
-    "exp_minus_magnitude_",
-    "rough_exp_minus_magnitude_",
-}
+REDUCED_AT_ONCE = {"exp_nonpositive_", "exp_minus_magnitude_", "rough_exp_minus_magnitude_"}
 FUNCTIONS = {  # name: (exact, from, to, error in units of the last place)
     "exp_": (mpmath.exp, -85, 88.7, 1.5),
     "exp_nonpositive_": (mpmath.exp, -86, 0, 1.5),

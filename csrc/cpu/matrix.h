@@ -101,18 +101,17 @@ inline __attribute__((noinline)) void round_all(const float* from, BFloat16* to,
 }
 inline const bool kRoundsToBFloat16 =
     __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-#else
-inline void round_all(const float* from, BFloat16* to, int64_t n) { narrow_all(from, to, 1, n); }
-constexpr bool kRoundsToBFloat16 = false;
 #endif
 
 // n results, rounded to the operand's dtype
 template <class T>
 VAE_FAST_CLONES __attribute__((noinline)) void store(const T* from, const Matrix& m, int64_t row, int64_t column,
                                                      int64_t n) {
+#if defined(VAE_FAST_TARGET)
   if constexpr (std::is_same_v<T, float>)
     if (kRoundsToBFloat16 && m.type == ScalarType::BFloat16 && m.column_stride == 1)
       return round_all(from, m.at<BFloat16>(row, column), n);
+#endif
   switch (m.type) {
     case ScalarType::Float: return narrow_all(from, m.at<float>(row, column), m.column_stride, n);
     case ScalarType::Double: return narrow_all(from, m.at<double>(row, column), m.column_stride, n);
