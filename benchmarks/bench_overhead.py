@@ -21,16 +21,14 @@ import vae_fast
 from vae_fast import reference
 
 IMPORT = """
-import gc, json, sys, time
+import json, time
 start = time.perf_counter()
 import torch
 middle = time.perf_counter()
-if "alone" in sys.argv:
-    gc.disable()
 import vae_fast
 print(json.dumps([middle - start, time.perf_counter() - middle]))
 """
-IMPORTS = "import torch", "import vae_fast", "import vae_fast alone"
+IMPORTS = "import torch", "import vae_fast"
 
 
 def row(case: Case, seconds: dict[str, float]) -> Row:
@@ -73,20 +71,19 @@ def test_overhead(case, opponent, compared, one_thread):
 
 @pytest.fixture(scope="module")
 def import_seconds(quick: bool, tables: Results) -> dict[str, list[float]]:
-    """Seconds of `import torch` and of `import vae_fast` after it, of several processes; of the latter alone, too,
-    without the garbage collection that may fall into it and goes through all that torch has made."""
-    runs = [[*import_once(), import_once("alone")[1]] for _ in range(1 if quick else 6)]
+    """Seconds of `import torch` and of `import vae_fast` after it, of several processes."""
+    runs = [import_once() for _ in range(1 if quick else 6)]
     seconds = dict(zip(IMPORTS, map(list, zip(*runs, strict=True)), strict=True))
     in_ms = [f"{statistics.median(some) * 1e3:.0f}" for some in seconds.values()]
-    columns = "import torch, ms", "import vae_fast adds, ms", "without a garbage collection of torch's objects, ms"
+    columns = "import torch, ms", "import vae_fast adds, ms"
     tables.add("Import", dict(zip(columns, in_ms, strict=True)))
     return seconds
 
 
-def import_once(*arguments: str) -> list[float]:
+def import_once() -> list[float]:
     # Compiled modules are kept, as they are by default: those of torch, which an installer compiles, always are
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run([sys.executable, "-c", IMPORT, *arguments], capture_output=True, check=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, check=True, env=environment)
     return json.loads(done.stdout)
 
 

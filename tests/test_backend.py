@@ -155,6 +155,13 @@ def test_heavy_packages_are_imported_when_first_needed():
     assert run(code).stdout == before.stdout
 
 
+@pytest.mark.parametrize(("chosen", "state"), [("enable", "True"), ("disable", "False")])
+def test_an_import_collects_no_garbage_and_leaves_the_choice_as_it_was(chosen, state):
+    watched = "import gc, torch; gc.set_threshold(1, 1000, 1000); collections = gc.get_stats()[0]['collections']"
+    shown = "print(gc.get_stats()[0]['collections'] - collections < 200, gc.isenabled())"
+    assert run(f"{watched}; gc.{chosen}(); import vae_fast; {shown}").stdout == f"True {state}\n"
+
+
 @pytest.mark.parametrize("name", ["triton", "cuda"])
 def test_a_gpu_backend_that_was_asked_for_leaves_float64_to_nobody(monkeypatch, name):
     monkeypatch.setattr(backend, "_forced", name)
