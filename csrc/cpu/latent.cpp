@@ -99,7 +99,7 @@ template <class T, int K>
 VAE_FAST_CLONES void sample(const T* const (&in)[K], const T* noise, int64_t n, T* z) {
   for (int64_t i = 0; i < n; ++i) {
     T unused;
-    z[i] = in[0][i] + sigma_and_excess(in[1][i], unused) * noise[i];  // to the bit as with the divergence
+    z[i] = in[0][i] + sigma_and_excess(in[1][i], unused) * noise[i];  // as with the divergence, to an ulp
   }
 }
 
