@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from operands import FLOATING, LAYOUTS, assert_gradients, assert_values, leaf, levels, target, wide
+from operands import FLOATING, LAYOUTS, ON_GPU, assert_gradients, assert_values, leaf, levels, target, wide
 
 import vae_fast
 from vae_fast import ELBOLoss, reference
@@ -151,6 +151,26 @@ def test_nothing_is_read_where_masked_or_of_weight_zero():
         assert t.grad.isfinite().all()
         assert (t.grad[weight == 0] == 0).all()
     assert (parameters[0].grad[~mask] == 0).all()
+
+
+@pytest.mark.skipif(ON_GPU, reason="there nothing is moved together")
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("columns", [1, 7, 8, 9, 31, 256, 509])
+def test_a_masked_row_is_the_row_of_what_counts(columns, dtype):
+    """To the last bit: what counts is moved together, and its gradients back, eight at a time and one by one."""
+    mean, logvar, x = (torch.randn(5, columns).to(dtype) for _ in range(3))
+    mask = torch.rand(5, columns) < torch.tensor([0, 0.1, 0.5, 0.9, 1])[:, None]
+    whole = leaf(mean), leaf(logvar)
+    nll = vae_fast.gaussian_nll(whole[0], x, logvar=whole[1], mask=mask)
+    nll.sum().backward()
+    for row, kept in enumerate(mask):
+        alone = leaf(mean[row, kept][None]), leaf(logvar[row, kept][None])
+        of_those = vae_fast.gaussian_nll(alone[0], x[row, kept][None], logvar=alone[1])
+        of_those.sum().backward()
+        assert torch.equal(nll[row], of_those[0])
+        for t, counts in zip(whole, alone, strict=True):
+            assert torch.equal(t.grad[row, kept], counts.grad[0])
+            assert not t.grad[row, ~kept].any()
 
 
 @pytest.mark.parametrize("shape", [(1, D), (B, 1), (D,)], ids=str)

@@ -14,6 +14,7 @@
 
 #include "../accumulator.h"
 #include "matrix.h"
+#include "selection.h"
 
 namespace vae_fast {
 
@@ -200,30 +201,16 @@ inline __attribute__((always_inline)) void take_steps(A& state, const T* const* 
   }
 }
 
-// Where the bits of each byte are, and behind those anything
-struct Bits {
-  uint8_t places[256][8] = {};
-
-  constexpr Bits() {
-    for (int byte = 0; byte < 256; ++byte)
-      for (int bit = 0, count = 0; bit < 8; ++bit)
-        if (byte >> bit & 1) places[byte][count++] = static_cast<uint8_t>(bit);
-  }
-};
-
 // Places of the n <= N numbers that aren't 0, and behind those up to eight of anything; how many is returned
 template <int N, class T>
 inline __attribute__((always_inline)) int places_of_others(const T* x, int n, int* places) {
-  static constexpr Bits kBits;
-  uint8_t others[N + 8];
+  uint8_t others[N + kEight];
   for (int i = 0; i < n; ++i) others[i] = x[i] != T(0);
-  std::fill(others + n, others + n + 8, uint8_t(0));
+  std::fill(others + n, others + n + kEight, uint8_t(0));
   int count = 0;
-  for (int i = 0; i < n; i += 8) {
-    uint64_t eight;
-    memcpy(&eight, others + i, sizeof(eight));
-    const auto byte = static_cast<uint8_t>(eight * 0x0102040810204080u >> 56);
-    for (int k = 0; k < 8; ++k) places[count + k] = i + kBits.places[byte][k];
+  for (int i = 0; i < n; i += kEight) {
+    const uint8_t byte = bits_of(others + i);
+    for (int k = 0; k < kEight; ++k) places[count + k] = i + kBits.places[byte][k];
     count += __builtin_popcount(byte);
   }
   return count;
@@ -331,19 +318,6 @@ inline __attribute__((always_inline)) T accumulate(const T* options, const T* co
   return accumulate_with<A, GRADIENTS>(options, parameters, x, gradients, asked, scale, n, ahead);
 }
 
-// Places of the observations that count, by the mask and the row's weight; their number is returned
-inline __attribute__((always_inline)) int select(const Matrix& mask, double weight, int64_t row, int64_t column, int n,
-                                                 int* kept) {
-  if (weight == 0) return 0;
-  if (!mask.data) return n;
-  int count = 0;
-  for (int i = 0; i < n; ++i) {
-    kept[count] = i;
-    count += *mask.at<bool>(row, column + i);
-  }
-  return count;
-}
-
 // A block's gradient, where it belongs: summed, rounded to its dtype, or already in place
 template <class T, int K>
 inline __attribute__((always_inline)) void deliver(const Rows<K>& p, Gradient& g, const T* computed, const T* buffer,
@@ -375,7 +349,7 @@ template <template <class, int> class Accumulator, class T, int GRADIENTS, int K
 VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
   using A = Accumulator<T, kLanes>;
   constexpr int N = kStaged<A, T>;
-  T staged[K + 1][N], packed[K + 1][N], buffers[K][N], scattered[std::max(1, GRADIENTS)][N];
+  T staged[K + 1][N], packed[K + 1][N + kEight], buffers[K][N], gathered[std::max(1, GRADIENTS)][N + kEight];
   const T* in[K + 1];
   T *out[K], *target[K];
   Ahead<2 * K + 1> ahead;
@@ -384,25 +358,25 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, is_own<A, T>(k) ? n : 1, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
   for (int k = 0; k <= K; ++k)
-    if (in[k] == staged[k]) ahead.add(k < K ? p.parameters[k] : p.x, next_row, next_column);
+    if (in[k] == staged[k] || p.mask.data) ahead.add(k < K ? p.parameters[k] : p.x, next_row, next_column);
   bool asked[K];
   for (int k = 0; k < K; ++k) asked[k] = p.gradients[k].to.data;
   for (int k = 0; k < K; ++k) {
     const Gradient& g = p.gradients[k];
     target[k] = out[k] = g.direct() ? destination(g.to, row, column, buffers[k]) : buffers[k];
-    if (g.direct() && target[k] == buffers[k]) ahead.add(g.to, next_row, next_column);
+    if (g.direct() && (target[k] == buffers[k] || p.mask.data)) ahead.add(g.to, next_row, next_column);
   }
 
-  int kept[N];
   const double weight = p.row_weight(row);
-  const int count = select(p.mask, weight, row, column, n, kept);
-  if (count != n) {  // what counts, moved together
+  const Selection<N> selected(p.mask, weight, row, column, n);
+  const int count = selected.count;
+  if (count != n) {
     for (int k = 0; k <= K; ++k) {
       if (!is_own<A, T>(k)) continue;
-      for (int i = 0; i < count; ++i) packed[k][i] = in[k][kept[i]];
+      pack(selected.bits, in[k], n, packed[k]);
       in[k] = packed[k];
     }
-    for (int k = 0; k < GRADIENTS; ++k) out[k] = scattered[k];
+    for (int k = 0; k < GRADIENTS; ++k) out[k] = gathered[k];
   }
 
   T options[A::kOptions + 1];
@@ -417,10 +391,7 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
     Gradient& g = p.gradients[k];
     if (!g.to.data) continue;
     if (scale == 0) std::fill(out[k], out[k] + count, T(0));
-    if (count != n) {
-      std::fill(target[k], target[k] + n, T(0));
-      for (int i = 0; i < count; ++i) target[k][kept[i]] = out[k][i];
-    }
+    if (count != n) unpack(selected.bits, out[k], n, target[k]);
     deliver(p, g, target[k], buffers[k], row, column, n, group);
   }
 }
