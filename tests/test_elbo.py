@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from operands import FLOATING, LAYOUTS, ON_GPU, assert_gradients, assert_values, leaf, levels, target, wide
+from operands import EMULATED, FLOATING, LAYOUTS, ON_GPU, assert_gradients, assert_values, leaf, levels, target, wide
 
 import vae_fast
 from vae_fast import ELBOLoss, reference
@@ -165,12 +165,29 @@ def test_a_masked_row_is_the_row_of_what_counts(columns, dtype):
     nll.sum().backward()
     for row, kept in enumerate(mask):
         alone = leaf(mean[row, kept][None]), leaf(logvar[row, kept][None])
-        of_those = vae_fast.gaussian_nll(alone[0], x[row, kept][None], logvar=alone[1])
+        all_of_it = torch.ones_like(alone[0], dtype=torch.bool)
+        of_those = vae_fast.gaussian_nll(alone[0], x[row, kept][None], logvar=alone[1], mask=all_of_it)
         of_those.sum().backward()
         assert torch.equal(nll[row], of_those[0])
         for t, counts in zip(whole, alone, strict=True):
             assert torch.equal(t.grad[row, kept], counts.grad[0])
             assert not t.grad[row, ~kept].any()
+
+
+ON_CPU = pytest.mark.skipif(ON_GPU, reason="kernels for GPUs take the bytes of a bool x to be 0 or 1")
+
+
+@pytest.mark.parametrize("which", ["mask", pytest.param("x", marks=ON_CPU)])
+def test_true_is_any_byte_but_0(which):
+    """As to PyTorch, of whose bool tensors some are views of bytes."""
+    parameters, x, mu, logvar, _ = operands("bernoulli")
+    bits = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[torch.randint(4, (B, D))]
+
+    def loss(bits):
+        given = {"x": x, "mask": None} | {which: bits}
+        return ELBOLoss()(parameters[0], given["x"], mu, logvar, mask=given["mask"])
+
+    assert torch.equal(loss(bits.view(torch.bool)), loss(bits != 0))
 
 
 @pytest.mark.parametrize("shape", [(1, D), (B, 1), (D,)], ids=str)
@@ -210,7 +227,7 @@ def test_monte_carlo_kl(weighted):
     ratio = (ratio - torch.distributions.Normal(p[0], (p[1] / 2).exp()).log_prob(z)).sum(1)
     assert torch.allclose(got, nll + 0.5 * ratio * (1 if weight is None else weight), rtol=1e-5, atol=1e-4)
 
-    count = 40 if ON_GPU else 400  # an emulator takes seconds for a hundred
+    count = 40 if EMULATED else 400  # an emulator takes seconds for a hundred
     many = [loss(parameters[0], x, mu, logvar, weight=weight).detach() for _ in range(count)]
     many = torch.stack(many).double()
     exact = ELBOLoss(beta=0.5, prior=p, reduction="none")(parameters[0], x, mu, logvar, weight=weight).detach()

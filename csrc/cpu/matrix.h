@@ -23,10 +23,14 @@ constexpr ScalarType scalar_type = std::is_same_v<T, double> ? ScalarType::Doubl
 struct Intensity {  // of a byte
   uint8_t stored;
 };
+struct Truth {  // of a byte that may be another than 0 and 1
+  uint8_t stored;
+};
 
 template <class T, class S>
 inline __attribute__((always_inline)) T widen(S value) {
   if constexpr (std::is_same_v<S, Intensity>) return T(value.stored) * T(1. / 255.);
+  else if constexpr (std::is_same_v<S, Truth>) return T(value.stored != 0);
   else return static_cast<T>(value);
 }
 
@@ -57,7 +61,7 @@ VAE_FAST_CLONES __attribute__((noinline)) void stage(const Matrix& m, int64_t ro
     case ScalarType::UInt16: return widen_all(m.at<uint16_t>(row, column), m.column_stride, n, buffer);
     case ScalarType::Int: return widen_all(m.at<int32_t>(row, column), m.column_stride, n, buffer);
     case ScalarType::Long: return widen_all(m.at<int64_t>(row, column), m.column_stride, n, buffer);
-    default: return widen_all(m.at<bool>(row, column), m.column_stride, n, buffer);
+    default: return widen_all(m.at<Truth>(row, column), m.column_stride, n, buffer);
   }
 }
 

@@ -252,7 +252,7 @@ VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column
   gather<kTogether>(p.x, row, column, n, A::kTargets, x[0], values);
   const T whole = static_cast<T>(weight * p.scale);
   for (int i = 0; i < kTogether; ++i) scale[i] = whole;
-  for (int i = 0; p.mask.data && i < n; ++i) scale[i] = *p.mask.at<bool>(row, column + i) ? whole : T(0);
+  for (int i = 0; p.mask.data && i < n; ++i) scale[i] = *p.mask.at<uint8_t>(row, column + i) ? whole : T(0);
 
   bool one_by_one = false;
   if constexpr (A::kSingle) {
@@ -270,7 +270,7 @@ VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column
   }
   double sum = 0;
   for (int i = 0; i < n; ++i)
-    if (!p.mask.data || *p.mask.at<bool>(row, column + i)) sum += values[i];
+    if (!p.mask.data || *p.mask.at<uint8_t>(row, column + i)) sum += values[i];
   return sum;
 }
 

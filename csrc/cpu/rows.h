@@ -229,9 +229,9 @@ inline __attribute__((always_inline)) void add_others(A& state, const T* const* 
   const T* in[K + 1];
   for (int k = 0; k < K; ++k) in[k] = parameters[k];
   in[K] = x;
-  const bool pack = 2 * count < n || n % kLanes != 0;
-  const int steps = ((pack ? count : n) + kLanes - 1) / kLanes, length = steps * kLanes;
-  if (pack) {
+  const bool together = 2 * count < n || n % kLanes != 0;
+  const int steps = ((together ? count : n) + kLanes - 1) / kLanes, length = steps * kLanes;
+  if (together) {
     std::fill(places + count, places + length, 0);
     for (int i = 0; i < length; ++i) {
       for (int k = 0; k < OWN; ++k) packed[k][i] = parameters[k][places[i]];
@@ -250,7 +250,7 @@ inline __attribute__((always_inline)) void add_others(A& state, const T* const* 
   }
   for (int k = 0; k < GRADIENTS; ++k) {
     if (!asked[k]) continue;
-    if (pack)
+    if (together)
       for (int i = 0; i < count; ++i) gradients[k][places[i]] = found[k][i];
     else
       for (int i = 0; i < n; ++i) gradients[k][i] = choose(x[i] != T(0), found[k][i], gradients[k][i]);
@@ -349,7 +349,7 @@ template <template <class, int> class Accumulator, class T, int GRADIENTS, int K
 VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
   using A = Accumulator<T, kLanes>;
   constexpr int N = kStaged<A, T>;
-  T staged[K + 1][N], packed[K + 1][N + kEight], buffers[K][N], gathered[std::max(1, GRADIENTS)][N + kEight];
+  T staged[K + 1][N], packed[K + 1][N], buffers[K][N], gathered[std::max(1, GRADIENTS)][N];
   const T* in[K + 1];
   T *out[K], *target[K];
   Ahead<2 * K + 1> ahead;

@@ -9,7 +9,7 @@ namespace vae_fast {
 constexpr int kEight = 8;
 
 struct Bits {
-  uint8_t places[256][kEight] = {};  // of a byte's bits, and behind those anything
+  uint8_t places[256][kEight] = {};  // of a byte's bits, and behind those 0
   uint8_t ranks[256][kEight] = {};   // how many bits are below each place
 
   constexpr Bits() {
@@ -43,7 +43,7 @@ struct Selection {
       count = n;
     } else {
       uint8_t counts[N] = {};
-      widen_all(mask.at<uint8_t>(row, column), mask.column_stride, n, counts);
+      widen_all(mask.at<Truth>(row, column), mask.column_stride, n, counts);
       for (int i = 0; i < n; i += kEight) {
         bits[i / kEight] = bits_of(counts + i);
         count += __builtin_popcount(bits[i / kEight]);
@@ -86,7 +86,7 @@ inline __attribute__((noinline)) int permute_back(const uint8_t* bits, const flo
 inline const bool kPermutes = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
 #endif
 
-// What counts of n numbers, side by side; up to eight of anything follow
+// What counts of n numbers, side by side; up to the next multiple of eight of n anything follows
 template <class T>
 inline void pack(const uint8_t* bits, const T* from, int n, T* to) {
   int i = 0;
@@ -101,7 +101,7 @@ inline void pack(const uint8_t* bits, const T* from, int n, T* to) {
   }
 }
 
-// and back to their places, among zeros; up to eight behind them are read
+// and back to their places, among zeros; what follows is read as far
 template <class T>
 inline void unpack(const uint8_t* bits, const T* from, int n, T* to) {
   int i = 0;
