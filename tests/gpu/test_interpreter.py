@@ -32,7 +32,7 @@ def test_in_the_interpreter(request):
 @interpreted
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # of formulas for other counts than 0, not chosen
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@pytest.mark.parametrize("shape", [(1, 1), (5, 37), (2, 1025)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 37), (3, 784), (2, 1025)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("name", KERNELS)
 def test_numbers(name, dtype, shape, poisoned):
