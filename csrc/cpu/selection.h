@@ -53,15 +53,20 @@ struct Selection {
 };
 
 #if defined(VAE_FAST_TARGET)
+// Eight numbers in the order that a row of the table gives
+VAE_FAST_TARGET("avx2,popcnt")
+inline __attribute__((always_inline)) __m256 permuted(const float* numbers, const uint8_t* order) {
+  const __m256i places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(order)));
+  return _mm256_permutevar8x32_ps(_mm256_loadu_ps(numbers), places);
+}
+
 // What counts of n numbers, a multiple of eight, side by side; how many that is
 VAE_FAST_TARGET("avx2,popcnt")
 inline __attribute__((noinline)) int permute_together(const uint8_t* bits, const float* from, int n, float* to) {
   int count = 0;
   for (int i = 0; i < n; i += kEight) {
     const uint8_t byte = bits[i / kEight];
-    const __m128i places = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kBits.places[byte]));
-    const __m256 eight = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + i), _mm256_cvtepu8_epi32(places));
-    _mm256_storeu_ps(to + count, eight);
+    _mm256_storeu_ps(to + count, permuted(from + i, kBits.places[byte]));
     count += __builtin_popcount(byte);
   }
   return count;
@@ -74,10 +79,8 @@ inline __attribute__((noinline)) int permute_back(const uint8_t* bits, const flo
   int count = 0;
   for (int i = 0; i < n; i += kEight) {
     const uint8_t byte = bits[i / kEight];
-    const __m128i ranks = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kBits.ranks[byte]));
-    const __m256 eight = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + count), _mm256_cvtepu8_epi32(ranks));
     const __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(byte), each), each);
-    _mm256_storeu_ps(to + i, _mm256_and_ps(eight, _mm256_castsi256_ps(kept)));
+    _mm256_storeu_ps(to + i, _mm256_and_ps(permuted(from + count, kBits.ranks[byte]), _mm256_castsi256_ps(kept)));
     count += __builtin_popcount(byte);
   }
   return count;
