@@ -76,11 +76,18 @@ def huge_pages_left(size: int) -> bool:
 
 @pytest.mark.skipif(not SETTING.exists() or "[never]" in SETTING.read_text(), reason="the system has no huge pages")
 def test_large_gradients_come_in_huge_pages():
-    left = huge_pages_left(64 * 2**20)
-    found = gradient(16_384)  # 48 MiB, which the C library would map anew each time
-    middle = found.data_ptr() + found.nbytes // 2
-    assert "hg" in mapping_says(middle, "VmFlags")  # asked for
-    assert huge_kilobytes(middle) >= 8 * 1024 or not left
+    """They ask for them, always; and get them, where one who asks just before and just after does."""
+    refused = 0
+    while refused < 5:
+        vae_fast.empty_cache()
+        before = huge_pages_left(64 * 2**20)
+        found = gradient(16_384)  # 48 MiB, which the C library would map anew each time
+        middle = found.data_ptr() + found.nbytes // 2
+        assert "hg" in mapping_says(middle, "VmFlags")
+        if huge_kilobytes(middle) >= 8 * 1024 or not before or not huge_pages_left(64 * 2**20):
+            return
+        refused += 1  # nobody is promised one: those left may have gone to others meanwhile
+    pytest.fail(f"in {refused} times, no huge pages for a gradient, and some for a mapping of this test's")
 
 
 def test_the_memory_of_a_dropped_result_serves_the_next():

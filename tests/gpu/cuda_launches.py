@@ -4,7 +4,8 @@ with emulated(cc=90) as launches:
     torch.ops.vae_fast.bernoulli_nll(...)       # on CPU tensors: the CUDA operator, each launch in the emulator
 launches[0].stats.bytes
 
-The sources are those of the extension, unchanged. cuda_runtime.cpp stands in for the CUDA runtime and makes the host
+The objects are those that the extension was linked from, unless its sources have changed since: then, what nvcc makes
+of them, which also names the line of an error. cuda_runtime.cpp stands in for the CUDA runtime and makes the host
 code take CPU tensors for a GPU's. A kernel reaches the tensors whose data pointers its operator took, from the first
 element to the last, and nothing else; the host, as with a GPU, none of them. Fresh memory holds NaN.
 """
@@ -13,9 +14,11 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import shutil
 import struct
 import subprocess
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,17 +30,18 @@ from typing import Any
 
 import numpy as np
 import ptx_emulator
+import sass
 import torch
 from ptx_emulator.parsing import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 RUNTIME = Path(__file__).with_name("cuda_runtime.cpp")
-CACHE = ROOT / "build" / "emulated"
+BUILT, CACHE = ROOT / "build" / "objects", ROOT / "build" / "emulated"
 ARCHITECTURES = (80,)
 FLAGS = [
     *("-std=c++17", "-O3", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
-    *("--cudart=none", "--no-compress", "-lineinfo", "-Xcompiler"),
+    *("-lineinfo", "-Xcompiler"),
     f"-fPIC,-fvisibility=hidden,-iquote,{CSRC}",  # no -I, which would hide the system's math.h
     *(f"-gencode=arch=compute_{cc},code=compute_{cc}" for cc in ARCHITECTURES),
 ]
@@ -100,7 +104,8 @@ def address(t: torch.Tensor) -> int:
 
 def unavailable() -> str | None:
     """Why the CUDA sources can't be compiled here, None if they can."""
-    missing = next((name for name in ("nvcc", "g++") if shutil.which(name) is None), None)
+    found = {"nvcc": shutil.which("nvcc"), "g++": shutil.which("g++"), "cuobjdump": sass.cuobjdump()}
+    missing = next((name for name, path in found.items() if path is None), None)
     return missing and f"{missing} isn't installed"
 
 
@@ -193,19 +198,13 @@ def _memory(asked: Any) -> dict[int, np.ndarray]:
 @functools.cache
 def _ptx_for(cc: int, fat_binary: int) -> str:
     """The PTX that a driver would take of what nvcc embedded: for the newest architecture up to the GPU's."""
-    texts = {int(text.partition(".target sm_")[2][:3]): text for text in _images(fat_binary)}
-    return texts[max(target for target in texts if target <= cc)]
-
-
-def _images(fat_binary: int) -> Iterator[str]:
-    """The PTX texts in a fat binary: a header, then images, each after a header of its own."""
     _, _, header, size = struct.unpack("<IHHQ", ctypes.string_at(fat_binary, 16))
-    at, end = fat_binary + header, fat_binary + header + size
-    while at < end:
-        kind, _, header, size = struct.unpack("<HHIQ", ctypes.string_at(at, 16))
-        if kind == 1:
-            yield ctypes.string_at(at + header).decode()
-        at += header + size
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "kernels.fatbin").write_bytes(ctypes.string_at(fat_binary, header + size))
+        sass.run_cuobjdump("-xptx", "all", "kernels.fatbin", folder=folder)
+        texts = [path.read_text() for path in Path(folder).glob("*.ptx")]
+    by_target = {int(re.search(r"\.target sm_(\d+)", text)[1]): text for text in texts}
+    return by_target[max(target for target in by_target if target <= cc)]
 
 
 def _implemented(namespace: str) -> list[str]:
@@ -227,10 +226,20 @@ def linked(sources: Sequence[Path]) -> Path:
 
 
 def _compiled(source: Path) -> Path:
-    include = Path(torch.__file__).parent / "include"
-    command = ["nvcc", *FLAGS, "-isystem", str(include), "-c", str(source)]
     near = sorted(CSRC.rglob("*")) if CSRC in source.parents else []
-    return _made(".o", command, [source, *(path for path in near if path.suffix in (".h", ".cuh"))])
+    inputs = [source, *(path for path in near if path.suffix in (".h", ".cuh"))]
+    if near and (built := _built(source, max(path.stat().st_mtime for path in inputs))):
+        return built
+    include = Path(torch.__file__).parent / "include"
+    return _made(".o", ["nvcc", *FLAGS, "-isystem", str(include), "-c", str(source)], inputs)
+
+
+def _built(source: Path, newest: float) -> Path | None:
+    """The extension's latest object of one of its sources, if it is newer than those."""
+    objects = {
+        path.stat().st_mtime: path for path in BUILT.glob(f"{source.stem}-*.o") if b".nv_fatbin" in path.read_bytes()
+    }
+    return objects[max(objects)] if objects and max(objects) > newest else None
 
 
 def _made(suffix: str, command: Sequence[str], inputs: Sequence[Path]) -> Path:

@@ -282,19 +282,24 @@ def cuobjdump() -> str | None:
     return shutil.which("cuobjdump")
 
 
-def disassemble(cubin: bytes, function: str | None = None) -> str:
-    """Resource usage and SASS of every kernel in a cubin, or of one, as cuobjdump prints them."""
+def run_cuobjdump(*arguments: object, folder: str | None = None) -> str:
+    """What it prints; what it extracts goes to `folder`."""
     tool = cuobjdump()
     if tool is None:
         raise FileNotFoundError("no cuobjdump: it comes with triton and with the CUDA toolkit")
+    run = subprocess.run([tool, *map(str, arguments)], capture_output=True, text=True, cwd=folder)
+    if run.returncode:
+        raise RuntimeError(f"cuobjdump failed: {run.stderr.strip()}")
+    return run.stdout
+
+
+def disassemble(cubin: bytes, function: str | None = None) -> str:
+    """Resource usage and SASS of every kernel in a cubin, or of one, as cuobjdump prints them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         only = ["-fun", function] if function else []
-        run = subprocess.run([tool, "-sass", "-res-usage", *only, str(path)], capture_output=True, text=True)
-    if run.returncode:
-        raise RuntimeError(f"cuobjdump failed: {run.stderr.strip()}")
-    return run.stdout
+        return run_cuobjdump("-sass", "-res-usage", *only, path)
 
 
 def count(compiled: Any, function: str | None = None) -> Sass:

@@ -68,11 +68,6 @@ BARS = {
 }  # fmt: skip
 
 
-def cuobjdump(*arguments, folder=None):
-    command = [sass.cuobjdump(), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
-
-
 def demangled(names):
     found = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
     return [re.sub(r"(vae_fast|c10)::", "", name).removeprefix("void ") for name in found.splitlines()]
@@ -83,9 +78,9 @@ def kernels(cc):
     """{name: (mangled name, cubin)} of the library's kernels for one architecture."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        cuobjdump("-xelf", f"sm_{cc}", LIBRARY, folder=folder)
+        sass.run_cuobjdump("-xelf", f"sm_{cc}", LIBRARY, folder=folder)
         for path in Path(folder).glob(f"*.sm_{cc}.cubin"):
-            mangled = [match[1] for match in USAGE.finditer(cuobjdump("-res-usage", path))]
+            mangled = [match[1] for match in USAGE.finditer(sass.run_cuobjdump("-res-usage", path))]
             cubin = path.read_bytes()
             names = [name.partition("(")[0] for name in demangled(mangled)]
             found |= {name: (of, cubin) for name, of in zip(names, mangled, strict=True)}
@@ -145,9 +140,9 @@ def test_the_passes_over_components(cc):
 def test_no_kernel_has_local_memory(cc):
     """No spills, no arrays that leave the registers: in any kernel, for any architecture."""
     with tempfile.TemporaryDirectory() as folder:
-        cuobjdump("-xelf", f"sm_{cc}", LIBRARY, folder=folder)
+        sass.run_cuobjdump("-xelf", f"sm_{cc}", LIBRARY, folder=folder)
         paths = list(Path(folder).glob(f"*.sm_{cc}.cubin"))
-        usage = [match for path in paths for match in USAGE.finditer(cuobjdump("-res-usage", path))]
+        usage = [match for path in paths for match in USAGE.finditer(sass.run_cuobjdump("-res-usage", path))]
     assert len(usage) > 90
     assert [(match[1], match[0]) for match in usage if int(match[3]) or int(match[5])] == []
     assert max(int(match[2]) for match in usage) <= 128
