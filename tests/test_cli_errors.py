@@ -69,6 +69,9 @@ def trained(here: Path, a_run: Path) -> Path:
         (("--widths", "[]"), "--widths []: expected positive numbers"),
         (("--widths", "[4,0]"), "--widths [4, 0]: expected positive numbers"),
         (("--run_dir", "/proc/nosuch"), "/proc/nosuch"),
+        (("--trainer.enable_checkpointing", "false"), "--trainer.enable_checkpointing False: is not for vae-fast fit"),
+        (("--trainer.barebones", "true"), "--trainer.barebones True: is not for vae-fast fit"),
+        (("--trainer.strategy", "ddp_spawn"), "--trainer.strategy ddp_spawn: is not for vae-fast fit"),
     ],
 )
 def test_bad_options(refused: Callable[..., None], options: tuple, expected: str) -> None:
@@ -228,8 +231,15 @@ def test_a_missing_package_is_named(here: Path) -> None:
 def test_a_diverging_run_keeps_its_last_good_checkpoint(refused: Callable[..., None], trained: Path) -> None:
     before = trained.read_bytes()
     args = ("fit", "--ckpt_path", trained, "--epochs", 5, "--lr", 1e12, *SMALL[-2:])
-    refused("training diverged", *args)
+    refused("; the last good checkpoint is kept", *args)
     assert trained.read_bytes() == before
+
+
+def test_a_run_that_diverges_at_once_keeps_no_checkpoint(refused: Callable[..., None], here: Path) -> None:
+    """Its one step a training epoch is taken from finite parameters: what isn't is seen in validation."""
+    options = ("--data", write_bars(here, 20), "--epochs", 2, "--lr", 1e12, *SMALL)
+    refused("in epoch 1, of what it doesn't train on; try --lr below 1e+12\n", "fit", *options)
+    assert not list(here.rglob("*.ckpt"))
 
 
 def test_the_library_itself_needs_none_of_the_command_s_packages() -> None:

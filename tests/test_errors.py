@@ -31,9 +31,24 @@ CASES = {
         "ELBOLoss: mu and logvar differ in shape: [64, 32] and [64, 16]",
     ),
     "shape of x": (
-        lambda: elbo(x=torch.zeros(B, 3, 2)),
+        lambda: elbo(x=torch.zeros(B, 3, 3)),
         ValueError,
-        "ELBOLoss: recon and x differ in shape: [4, 6] and [4, 3, 2]",
+        "ELBOLoss: recon and x differ in shape: [4, 6] and [4, 3, 3]",
+    ),
+    "axes of x in another order": (
+        lambda: elbo(recon=torch.zeros(B, 2, 3), x=torch.zeros(B, 3, 2)),
+        ValueError,
+        "ELBOLoss: recon and x differ in shape: [4, 2, 3] and [4, 3, 2]",
+    ),
+    "sparse x": (
+        lambda: elbo(x=torch.zeros(B, D).to_sparse()),
+        TypeError,
+        "ELBOLoss: x must be a dense tensor, got torch.sparse_coo; pass x.to_dense()",
+    ),
+    "sparse recon": (
+        lambda: elbo(recon=torch.zeros(B, D).to_sparse()),
+        TypeError,
+        "ELBOLoss: recon must be a dense tensor, got torch.sparse_coo; pass recon.to_dense()",
     ),
     "batch of mu": (
         lambda: elbo(mu=torch.zeros(3, Z), logvar=torch.zeros(3, Z)),
@@ -121,7 +136,22 @@ CASES = {
         ValueError,
         f"ELBOLoss: likelihood must be one of {PUBLIC}, got 'normal'",
     ),
-    "kl": (lambda: ELBOLoss(kl="mc"), ValueError, "ELBOLoss: kl must be analytic or monte_carlo, got 'mc'"),
+    "kl": (lambda: ELBOLoss(kl="mc"), ValueError, "ELBOLoss: kl must be one of analytic, monte_carlo, got 'mc'"),
+    "kl, assigned": (
+        lambda: setattr(ELBOLoss(), "kl", "mc"),
+        ValueError,
+        "ELBOLoss: kl must be one of analytic, monte_carlo, got 'mc'",
+    ),
+    "reduction, assigned": (
+        lambda: setattr(ELBOLoss(), "reduction", "batchmean"),
+        ValueError,
+        "ELBOLoss: reduction must be one of mean, sum, none, mean_all, got 'batchmean'",
+    ),
+    "likelihood, assigned": (
+        lambda: setattr(ELBOLoss(), "likelihood", "gaussian"),
+        AttributeError,
+        "ELBOLoss: likelihood is fixed when the loss is made; make another ELBOLoss",
+    ),
     "beta": (
         lambda: ELBOLoss(beta=torch.ones(3)),
         ValueError,

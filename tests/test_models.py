@@ -1,11 +1,14 @@
 """VAE: shapes, dtypes, the bound, training."""
 
+import pickle
+
 import pytest
 import torch
 from operands import DEVICE
 from torch import nn
 
-from vae_fast import VAE, functional
+from vae_fast import VAE, ELBOLoss, functional
+from vae_fast.likelihoods import LIKELIHOODS
 
 B, D, Z = 6, 12, 3
 
@@ -366,6 +369,63 @@ def test_what_a_decoder_may_return():
 def test_bad_totals(library, kind, message):
     with pytest.raises(kind, match="VAE: " + message):
         counted().decode(torch.zeros(4, Z), library=library)
+
+
+def test_flat_rows_beside_images():
+    """Shapes that lay the same pixels out in the same order; another order of axes is refused."""
+    x, mu = torch.rand(B, 1, 3, 4), torch.randn(B, Z)
+    mask, logits = torch.rand(B, 1, 3, 4) > 0.3, torch.randn(B, 1, 3, 4)
+    expected = ELBOLoss()(logits, x, mu, mu, mask=mask)
+    for shape in ((B, D), (B, 3, 4), (B, 3, 1, 4)):
+        assert ELBOLoss()(logits.reshape(shape), x, mu, mu, mask=mask) == expected
+        assert ELBOLoss()(logits, x.reshape(shape), mu, mu, mask=mask.reshape(shape)) == expected
+    upside = VAE(
+        nn.Sequential(nn.Flatten(), nn.Linear(D, 2 * Z)), nn.Sequential(nn.Linear(Z, D), nn.Unflatten(1, (4, 3)))
+    )
+    with pytest.raises(ValueError, match=r"differ in shape: \[6, 4, 3\] and \[6, 1, 3, 4\]"):
+        upside(x)
+
+
+def test_beta_is_the_objective_s():
+    model, x = bernoulli(), torch.rand(B, D)
+    model.beta = 0.0
+    assert model.objective.beta == model.beta == 0
+    out = model(x)
+    assert out.loss.item() == pytest.approx(out.nll.mean().item(), rel=1e-6)
+    with pytest.raises(ValueError, match="beta must not be negative"):
+        model.beta = -1.0
+
+
+def test_noise_from_a_seed_or_a_generator():
+    model, x = bernoulli(), torch.rand(B, D)
+    assert torch.equal(model(x, seed=1).z, model(x, seed=1).z) and model.loss(x, seed=1) == model.loss(x, seed=1)
+    assert not torch.equal(model(x, seed=1).z, model(x, seed=2).z)
+    first, second = (torch.Generator().manual_seed(5) for _ in range(2))
+    assert torch.equal(model(x, generator=first).z, model(x, generator=second).z)
+    bounds = [model.log_evidence(x, 12, chunk=5, generator=g) for g in (first, second)]
+    assert torch.equal(*bounds) and not torch.equal(bounds[0], model.log_evidence(x, 12, chunk=5, generator=first))
+
+
+def test_samples_are_made_without_gradients():
+    model = VAE(nn.Linear(D, 2 * Z), nn.Linear(Z, D), latent_dim=Z)
+    assert not model.sample(3).requires_grad and not model.sample(3, mean=False).requires_grad
+    assert model.decode(torch.randn(3, Z)).requires_grad and model.reconstruct(torch.rand(B, D)).requires_grad
+
+
+def test_what_a_model_is_made_of():
+    with pytest.raises(TypeError, match=r"^VAE: encoder must be a torch.nn.Module, got function$"):
+        VAE(lambda x: x, nn.Linear(Z, D))
+    model = VAE(nn.Linear(D, 2 * Z), nn.Linear(Z, D), latent_dim=Z + 1)
+    with pytest.raises(ValueError, match=r"^VAE: mu must have shape \[B, 4\], latent_dim, got \[6, 3\]$"):
+        model.encode(torch.rand(B, D))
+
+
+@pytest.mark.parametrize("likelihood", [entry.name for entry in LIKELIHOODS.values() if entry.public] + ["probs"])
+def test_losses_and_models_can_be_pickled(likelihood):
+    of = {"from_logits": False} if likelihood == "probs" else {"likelihood": likelihood}
+    model = VAE(nn.Linear(D, 2 * Z), nn.Linear(Z, D), **of)
+    again = pickle.loads(pickle.dumps(model))
+    assert again.objective.entry == model.objective.entry and repr(again) == repr(model)
 
 
 def test_training_lowers_the_loss_and_the_state_loads():

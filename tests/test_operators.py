@@ -10,6 +10,7 @@ from torch.library import opcheck
 import vae_fast
 from vae_fast import ELBOLoss
 from vae_fast.likelihoods import LIKELIHOODS
+from vae_fast.losses import REDUCTIONS
 from vae_fast.ops.likelihoods import NLL
 
 B, D, Z = 4, 9, 3
@@ -179,6 +180,37 @@ def test_beta_anneals_without_recompiling():
         loss.beta.fill_(step / 4)
         assert torch.allclose(compiled(logits, x, mu, mu), ELBOLoss(beta=step / 4, reduction="sum")(logits, x, mu, mu))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("kl", ["analytic", "monte_carlo"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_one_graph_for_batches_of_all_sizes(reduction, kl):
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    loss = ELBOLoss(reduction=reduction, kl=kl)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in range(2, 14):
+        tensors = torch.randn(rows, D), torch.rand(rows, D), torch.randn(rows, Z), torch.randn(rows, Z)
+        results = []
+        for function in (loss, compiled):
+            recon, mu, logvar = leaf(tensors[0]), leaf(tensors[2]), leaf(tensors[3])
+            value = function(recon, tensors[1], mu, logvar, z=tensors[2] + 1)
+            results.append((value.detach(), *torch.autograd.grad(value.sum(), (recon, mu, logvar))))
+        for eager, ours in zip(*results, strict=True):
+            assert torch.allclose(eager, ours, rtol=1e-5, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
+def test_a_model_is_exported_with_a_batch_of_any_size(strict):
+    model = vae_fast.VAE(torch.nn.Linear(D, 2 * Z), torch.nn.Linear(Z, D), latent_dim=Z)
+    rows = {"x": {0: torch.export.Dim("rows", min=2, max=64)}}
+    exported = torch.export.export(model, (torch.rand(4, D),), dynamic_shapes=rows, strict=strict).module()
+    x = torch.rand(7, D)
+    out = exported(x)
+    expected = model.objective(out.recon, x, out.mu, out.logvar)
+    assert torch.allclose(out.loss, expected, rtol=1e-6) and out.nll.shape == (7,)
 
 
 def test_autocast():

@@ -25,10 +25,16 @@ def floating(owner: str, name: str, t: Tensor) -> None:
     """t is a floating point tensor that the kernels read, with a batch dimension."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{owner}: {name} must be a tensor, got {type(t).__name__}")
+    dense(owner, name, t)
     if t.dtype not in FLOATING:
         raise TypeError(f"{owner}: {name} must be float32, bfloat16, float16 or float64, got {str(t.dtype)[6:]}")
     if t.dim() == 0:
         raise ValueError(f"{owner}: {name} must have a batch dimension, [B, ...], got a 0-dim tensor")
+
+
+def dense(owner: str, name: str, t: Tensor) -> None:
+    if t.layout is not torch.strided:
+        raise TypeError(f"{owner}: {name} must be a dense tensor, got {t.layout}; pass {name}.to_dense()")
 
 
 def same_shape(owner: str, a: str, first: Tensor, b: str, second: Tensor) -> None:
@@ -78,6 +84,7 @@ def target(owner: str, x: Tensor, kind: str) -> None:
     """x is of a dtype that numbers of that kind come in: "intensity", "count", "level" or "class"."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner}: x must be a tensor, got {type(x).__name__}")
+    dense(owner, "x", x)
     if x.dtype not in TARGETS[kind]:
         names = "".join(f"{str(dtype)[6:]}, " for dtype in _INTEGERS_OF[kind])
         expected = (
@@ -123,8 +130,10 @@ def element_mask(owner: str, mask: Tensor, x: Tensor) -> Tensor:
 
 
 def one_a_row(owner: str, name: str, t: Tensor, x: Tensor) -> Tensor:
-    """t, one number or one for each row of x, as [1 or B, 1, ...]"""
+    """t, one number or one for each row of x, as [1 or B, 1, ...]; whole numbers as floating point."""
     rows = x.shape[0]
+    if t.dtype in _INTEGERS:
+        t = t.to(torch.float32)
     if t.numel() != 1 and (t.numel() != rows or t.shape[0] != rows):
         raise ValueError(f"{owner}: {name} must be one number a row, of shape [{rows}], got {list(t.shape)}")
     return t.reshape(-1, *[1] * (x.dim() - 1))

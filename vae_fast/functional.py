@@ -348,7 +348,7 @@ def negative_binomial_nll(
         theta: the inverse dispersion t, a number or a tensor that broadcasts to x (one a feature, say); its logarithm
             with log_theta=True.
         x: [B, ...] counts, of mu's shape: floating point, int32, int64, uint16, uint8 or bool.
-        library: [B] or one number: m = mu library. None is 1. Differentiable too.
+        library: [B] or one number, integers too: m = mu library. None is 1. Differentiable too.
         weight, mask: as for `bernoulli_nll`.
 
     Returns [B] in nats, float32 (float64 for float64 parameters).
@@ -407,7 +407,7 @@ def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
     Arguments:
         log_px_z, log_pz, log_qz_x: [K, B] log-densities in nats; they may broadcast.
 
-    Returns [B] in nats. A column of -inf gives -inf, with gradient 0.
+    Returns [B] in nats. A column of -inf gives -inf, with gradient 0; one with inf gives inf.
     """
     log_px_z, log_pz, log_qz_x = torch.broadcast_tensors(log_px_z, log_pz, log_qz_x)
     if log_px_z.dim() != 2 or log_px_z.shape[0] == 0:

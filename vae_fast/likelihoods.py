@@ -94,6 +94,10 @@ def _bernoulli_sample(logits: Tensor, generator: torch.Generator | None = None) 
     return torch.bernoulli(torch.sigmoid(logits), generator=generator)
 
 
+def _probs_sample(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    return torch.bernoulli(probs, generator=generator)
+
+
 def _gaussian_sample(mean: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
     noise = torch.empty_like(mean).normal_(generator=generator)
     return mean + torch.exp(logvar / 2) * noise
@@ -137,7 +141,7 @@ LIKELIHOODS = {
             (),
             reference.bernoulli_probs,
             _first,
-            lambda probs, generator=None: torch.bernoulli(probs, generator=generator),
+            _probs_sample,
             (0.0, 1.0),
             public=False,
         ),

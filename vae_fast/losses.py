@@ -1,5 +1,7 @@
 """The negative ELBO as a loss module."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +10,10 @@ from torch import Tensor, nn
 from vae_fast import checks, functional
 from vae_fast.likelihoods import LIKELIHOODS, Likelihood, find
 
+AVERAGES = ("mean", "mean_all")
 REDUCTIONS = ("mean", "sum", "none", "mean_all")
+KLS = ("analytic", "monte_carlo")
+FIXED = ("likelihood", "from_logits")  # when the loss is made
 Reconstruction = Tensor | tuple[Tensor, ...]
 
 
@@ -19,6 +24,14 @@ def _expected(entry: Likelihood) -> str:
     names = [*entry.parameters[:required], *(f"{name}={value:g}" for name, value in defaults)]
     forms = ["a tensor"] * (required == 1) + [f"a tuple ({', '.join(names)})"] * (len(names) > 1)
     return " or ".join(forms)
+
+
+def _same_rows(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether two shapes [B, ...] lay the same elements out in the same order: the rows of one are flat, or they differ
+    in axes of size 1 alone."""
+    if not a or not b or a[0] != b[0] or math.prod(a[1:]) != math.prod(b[1:]):
+        return False
+    return min(len(a), len(b)) <= 2 or [n for n in a[1:] if n != 1] == [n for n in b[1:] if n != 1]
 
 
 class ELBOTerms(NamedTuple):
@@ -36,18 +49,19 @@ class ELBOLoss(nn.Module):
         likelihood: "bernoulli" (recon: logits), "gaussian" (recon: the mean, with unit variance, or (mean, logvar)) or
             another; recon holds what `<likelihood>_nll` takes before x, in that order (docs/likelihoods.md);
             "categorical" and "discretized_logistic_mixture" take one tensor [B, C, ...].
-        beta: weight of the KL (Higgins et al. 2017), not negative, a number or a 0-dim tensor. Assign `loss.beta` to
-            anneal it; under torch.compile or CUDA graphs make it a tensor, on the data's device, and change that in
-            place. beta = 0 leaves the KL out.
+        beta: weight of the KL (Higgins et al. 2017), not negative, a number or a 0-dim tensor, whose value isn't
+            checked. Assign `loss.beta` to anneal it; under torch.compile or CUDA graphs make it a tensor, on the data's
+            device, and change that in place, between two steps. beta = 0 leaves the KL out.
         reduction: "mean": summed over features, averaged over the batch; "sum"; "none": [B]; "mean_all": averaged over
-            batch and features, nats per dimension of x (KL too). An empty batch gives 0.
+            batch and features, nats per dimension of x (KL too), masked ones among them. An empty batch gives 0.
         from_logits: False if recon holds probabilities (see `bernoulli_nll` for what they lose).
         kl: "analytic": the closed form; "monte_carlo": log q(z|x) - log p(z) at one sample z of q.
         prior: (mu, logvar) of a diagonal Gaussian p(z), tensors that broadcast to mu; None is N(0, I). If they are
             nn.Parameters they are this module's parameters too.
         validate_args: check that x, where it counts, lies in the likelihood's support (counts and classes: finite whole
-            numbers), and that no weight is negative (on a CPU weights always are checked). Costs a pass over x and, on
-            a GPU, a synchronisation. recon, mu and logvar are not checked: what is no parameter gives NaN.
+            numbers), and that no weight is negative (on a CPU weights are checked in any case, outside torch.compile).
+            Costs a pass over x, on a GPU a synchronisation, under torch.compile a graph break. recon, mu and logvar are
+            not checked: what is no parameter gives NaN.
         options: those of the likelihood, by name: levels, x_range and compat of the discretised logistic and its
             mixture, and of the mixture channels, 3, or 1 for grey images; log_rate of Poisson; log_mu and log_theta of
             the negative binomials. They mean what they mean to `<likelihood>_nll` (docs/likelihoods.md). class_dim and
@@ -78,10 +92,6 @@ class ELBOLoss(nn.Module):
             if likelihood != "bernoulli":
                 raise ValueError(f"ELBOLoss: from_logits=False is for likelihood 'bernoulli', got {likelihood!r}")
             self.entry = LIKELIHOODS["bernoulli_probs"]
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"ELBOLoss: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-        if kl not in ("analytic", "monte_carlo"):
-            raise ValueError(f"ELBOLoss: kl must be analytic or monte_carlo, got {kl!r}")
         self.likelihood, self.beta, self.reduction, self.kl = likelihood, beta, reduction, kl
         self.from_logits, self.validate_args = from_logits, validate_args
         if prior is not None:
@@ -95,6 +105,12 @@ class ELBOLoss(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "beta":
             checks.beta("ELBOLoss", value)
+        elif name == "reduction":
+            checks.one_of("ELBOLoss", name, value, REDUCTIONS)
+        elif name == "kl":
+            checks.one_of("ELBOLoss", name, value, KLS)
+        elif name in FIXED and name in self.__dict__:
+            raise AttributeError(f"ELBOLoss: {name} is fixed when the loss is made; make another ELBOLoss")
         super().__setattr__(name, value)
 
     @property
@@ -120,7 +136,8 @@ class ELBOLoss(nn.Module):
         Arguments:
             recon: [B, ...] the decoder's output: parameters of p(x|z). "categorical", "discretized_logistic_mixture":
                 [B, C, ...], C parameters to each observation; for [B, ..., C] pass recon.movedim(-1, 1), a view.
-            x: [B, ...] the data, of the shape of recon's first tensor; "categorical": classes [B, ...];
+            x: [B, ...] the data, of the shape of recon's first tensor, or either of them flattened to [B, D] or with
+                other axes of size 1; "categorical": classes [B, ...];
                 "discretized_logistic_mixture": [B, channels, ...]. Floating point, bool, or uint8: an intensity, read
                 as x/255. Of counts, levels and classes uint8 is the number that it is, as are int32, int64 and uint16
                 (of classes int8 and int16 too); floating point is taken to the nearest level of x_range.
@@ -146,15 +163,19 @@ class ELBOLoss(nn.Module):
     ) -> ELBOTerms:
         """(loss, nll [B], kl [B]) for the arguments of `forward`; nll and kl are detached and cost nothing more."""
         parameters = self.parameters_of(recon)
-        objective = functional.Objective(
-            self.prior, weight, mask, self.beta, self._scale(parameters[0], x), self.reduction != "none"
-        )
+        x, mask = self._like(parameters[0], x, mask)
+        count = self._count(parameters[0], x)
+        traced = torch.compiler.is_compiling()  # a number that the operator is given would be part of the graph
+        scale = 1.0 if traced else 1 / count
+        objective = functional.Objective(self.prior, weight, mask, self.beta, scale, self.reduction != "none")
         if self.kl == "analytic":
             names = self._names
             loss, nll, kl = functional.elbo(self.entry, names, parameters, x, mu, logvar, objective, self.options)
             self._validate(parameters[0], x, weight, mask)
         else:
             loss, nll, kl = self._monte_carlo(recon, x, mu, logvar, z, objective)
+        if traced and self.reduction in AVERAGES:
+            loss = loss / count
         return ELBOTerms(loss, *(t.detach() if t.requires_grad else t for t in (nll, kl)))
 
     def nll(
@@ -162,6 +183,7 @@ class ELBOLoss(nn.Module):
     ) -> Tensor:
         """-log p(x|z), [B], times weight, differentiable: the first of `terms` without a posterior."""
         parameters = self.parameters_of(recon)
+        x, mask = self._like(parameters[0], x, mask)
         nll = functional.nll(self.entry, self._names, parameters, x, weight, mask, self.options)
         self._validate(parameters[0], x, weight, mask)
         return nll
@@ -201,10 +223,20 @@ class ELBOLoss(nn.Module):
         loss = scale * (nll + torch.where(beta == 0, 0, beta * kl))
         return loss.sum() if reduce else loss, nll, kl
 
-    def _scale(self, recon: Tensor | float, x: Tensor) -> float:
-        if not isinstance(recon, Tensor) or recon.dim() == 0 or self.reduction in ("sum", "none"):
-            return 1.0
-        return 1 / max(1, recon.shape[0] if self.reduction == "mean" else (x if self.entry.joint else recon).numel())
+    def _like(self, recon: Tensor | float, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x and the mask in recon's shape, where one is the other with its rows flattened or without axes of size 1."""
+        if self.entry.joint or not isinstance(recon, Tensor) or not isinstance(x, Tensor) or recon.shape == x.shape:
+            return x, mask
+        if not _same_rows(recon.shape, x.shape):
+            return x, mask
+        mask = mask if mask is None else checks.element_mask("ELBOLoss", mask, x).reshape(recon.shape)
+        return x.reshape(recon.shape), mask
+
+    def _count(self, recon: Tensor | float, x: Tensor) -> int:
+        """What the loss is divided by."""
+        if not isinstance(recon, Tensor) or recon.dim() == 0 or self.reduction not in AVERAGES:
+            return 1
+        return max(1, recon.shape[0] if self.reduction == "mean" else (x if self.entry.joint else recon).numel())
 
     def _validate(self, recon: Tensor | float, x: Tensor, weight: Tensor | None, mask: Tensor | None) -> None:
         """Where asked to: x, which passed the other checks, lies in the support."""

@@ -30,8 +30,9 @@ class VAE(nn.Module):
         encoder: x [B, ...] -> (mu, logvar) of q(z|x), or one tensor [B, 2 Z] that holds both, mu first.
         decoder: z [B, Z] -> parameters of p(x|z), as `ELBOLoss` takes them: logits for "bernoulli"; the mean or
             (mean, logvar) for "gaussian"; [B, C, ...] for "categorical" and "discretized_logistic_mixture".
-        likelihood, beta, options: as for `ELBOLoss`. A prior=(mu, logvar) among them is p(z) in everything here, in
-            `sample` and `log_evidence` too; without it p(z) = N(0, I).
+        likelihood, beta, options: as for `ELBOLoss`, which is `objective`; `beta` may be assigned here too. A
+            prior=(mu, logvar) among them is p(z) in everything here, in `sample` and `log_evidence` too; without it
+            p(z) = N(0, I).
         latent_dim: Z; needed by `sample` before anything was encoded.
         library: for counts. Given, the decoder's first parameter is of proportions, and each row of x multiplies it by
             its total (scVI's observed library size); this number is the total where there is no x, as in `sample`.
@@ -39,7 +40,8 @@ class VAE(nn.Module):
     Data x is floating point, bool, or uint8 (an intensity): the encoder sees it as x/255, the loss reads the bytes.
     The encoder is given x in the dtype of its parameters (under autocast floats as they come), the loss x as it is.
     Of a likelihood of counts, levels or classes x may be int32, int64 and uint16 too: the encoder sees levels divided
-    by the highest, counts and classes as the numbers that they are.
+    by the highest, counts and classes as the numbers that they are. A mask is the loss's: the encoder sees what it
+    masks, so that x must have a number there, `torch.where(mask, x, 0)` for one.
     """
 
     def __init__(
@@ -54,31 +56,56 @@ class VAE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            if not isinstance(part, nn.Module):
+                raise TypeError(f"VAE: {name} must be a torch.nn.Module, got {type(part).__name__}")
         self.encoder, self.decoder, self.latent_dim = encoder, decoder, latent_dim
         self.objective = ELBOLoss(likelihood, beta=beta, **options)
         if library is not None:
             _check_library(self.objective.entry, library)
         self.library = library
 
-    def forward(self, x: Tensor, *, weight: Tensor | None = None, mask: Tensor | None = None) -> VAEOutput:
-        """Encodes x, samples z, decodes, and returns the loss with everything on the way to it."""
+    @property
+    def beta(self) -> float | Tensor:
+        """The weight of the KL."""
+        return self.objective.beta
+
+    @beta.setter
+    def beta(self, value: float | Tensor) -> None:
+        self.objective.beta = value
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> VAEOutput:
+        """Encodes x, samples z, decodes, and returns the loss with everything on the way to it.
+
+        weight, mask: as for `ELBOLoss`. seed, generator: of the noise, as for `reparameterize`.
+        """
         mu, logvar = self.encode(x)
-        z = functional.reparameterize(mu, logvar)
+        z = functional.reparameterize(mu, logvar, seed=seed, generator=generator)
         recon = self._decoded(z, self._library_of(x, mask))
-        seen, mask = self._like(recon, x, mask)
-        terms = self.objective.terms(recon, seen, mu, logvar, weight=weight, mask=mask, z=z)
+        terms = self.objective.terms(recon, x, mu, logvar, weight=weight, mask=mask, z=z)
         return VAEOutput(*terms, recon, z, mu, logvar)
 
-    def loss(self, x: Tensor, *, weight: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The negative ELBO in nats, averaged over the batch."""
-        return self(x, weight=weight, mask=mask).loss
+    def loss(self, x: Tensor, **options: Any) -> Tensor:
+        """The negative ELBO in nats, averaged over the batch. options: as for `forward`."""
+        return self(x, **options).loss
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mu, logvar) of q(z|x), [B, Z] each."""
         mu, logvar = _mu_and_logvar(self.encoder(self._as_input(x)))
         if mu.dim() != 2:
             raise ValueError(f"VAE: mu must have shape [B, Z], got {list(mu.shape)}")
-        self.latent_dim = mu.shape[1]
+        if self.latent_dim is None:
+            self.latent_dim = mu.shape[1]
+        if mu.shape[1] != self.latent_dim:
+            raise ValueError(f"VAE: mu must have shape [B, {self.latent_dim}], latent_dim, got {list(mu.shape)}")
         return mu, logvar
 
     def decode(
@@ -134,6 +161,7 @@ class VAE(nn.Module):
         """The mean of p(x|z) at z = mu(x), or a draw of x: as `decode` has them."""
         return self._shown(self.reconstruction_parameters(x), mean, generator)
 
+    @torch.no_grad()
     def sample(
         self,
         n: int,
@@ -142,7 +170,8 @@ class VAE(nn.Module):
         mean: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The means of p(x|z) for n draws of z from the prior, or draws of x. `library`: as for `decode`."""
+        """The means of p(x|z) for n draws of z from the prior, or draws of x, without gradients. `library`: as for
+        `decode`."""
         if self.latent_dim is None:
             raise ValueError(
                 "VAE.sample: the latent dimension is unknown; pass VAE(..., latent_dim=) or encode a batch first"
@@ -154,28 +183,32 @@ class VAE(nn.Module):
         return self.decode(z, library=library, mean=mean, generator=generator)
 
     @torch.no_grad()
-    def log_evidence(self, x: Tensor, num_samples: int = 100, *, chunk: int = 10) -> Tensor:
+    def log_evidence(
+        self, x: Tensor, num_samples: int = 100, *, chunk: int = 10, generator: torch.Generator | None = None
+    ) -> Tensor:
         """The importance-weighted bound of log p(x), [B], in nats, from num_samples draws of q(z|x).
 
-        `chunk`: how many draws are decoded at once.
+        `chunk`: how many draws are decoded at once. `generator`: of the noise, as for `reparameterize`.
         """
         for name, count in (("num_samples", num_samples), ("chunk", chunk)):
             if count < 1:
                 raise ValueError(f"VAE.log_evidence: {name} must be positive, got {count}")
         posterior = self.encode(x)
         counts = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
-        log_weight = torch.cat([self._log_weights(x, *posterior, count) for count in counts])
+        log_weight = torch.cat([self._log_weights(x, *posterior, count, generator) for count in counts])
         return functional.log_evidence(log_weight, torch.zeros_like(log_weight), torch.zeros_like(log_weight))
 
-    def _log_weights(self, x: Tensor, mu: Tensor, logvar: Tensor, count: int) -> Tensor:
+    def _log_weights(
+        self, x: Tensor, mu: Tensor, logvar: Tensor, count: int, generator: torch.Generator | None
+    ) -> Tensor:
         """log p(x|z) + log p(z) - log q(z|x) for `count` draws of z, [count, B]."""
         if prior := prior_rows("VAE.log_evidence", self.objective.prior, mu):
             prior = prior[0].expand(mu.shape).repeat(count, 1), prior[1].expand(mu.shape).repeat(count, 1)
         mu, logvar = mu.repeat(count, 1), logvar.repeat(count, 1)
-        z = functional.reparameterize(mu, logvar)
+        z = functional.reparameterize(mu, logvar, generator=generator)
         x = x.repeat(count, *[1] * (x.dim() - 1))
         recon = self._decoded(z, self._library_of(x))
-        nll = self.objective.nll(recon, self._like(recon, x, None)[0])
+        nll = self.objective.nll(recon, x)
         return -(nll + functional.monte_carlo_kl(z, mu, logvar, prior)).reshape(count, -1)
 
     def _library_of(self, x: Tensor, mask: Tensor | None = None) -> Tensor | None:
@@ -196,16 +229,6 @@ class VAE(nn.Module):
             recon = recon[0]
         total = total.reshape(-1, *[1] * (recon.dim() - 1))
         return recon + total.log() if self.objective.options.get("log_rate", 1) else recon * total
-
-    def _like(self, recon: Reconstruction, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """x and the mask in the shape of the decoder's output, where that is only another shape of rows."""
-        first = self.objective.parameters_of(recon)[0]
-        if not isinstance(first, Tensor) or first.shape == x.shape or self.objective.entry.joint:
-            return x, mask
-        if first.numel() != x.numel() or len(first) != len(x):
-            return x, mask
-        mask = mask if mask is None else checks.element_mask("VAE", mask, x).reshape(first.shape)
-        return x.reshape(first.shape), mask
 
     def _as_input(self, x: Tensor) -> Tensor:
         """x as the encoder takes it."""

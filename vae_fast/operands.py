@@ -67,6 +67,8 @@ def _plain(entry: Likelihood, parameters: Sequence[Tensor | float], x: Tensor) -
         return None
     if type(first) is not Tensor or type(x) is not Tensor or first.dim() != 2 or x.requires_grad:
         return None
+    if first.layout is not torch.strided or x.layout is not torch.strided:
+        return None
     shape, device, dtype = first.shape, first.device, first.dtype
     if (
         x.shape != shape

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
@@ -64,6 +65,10 @@ class Best(ModelCheckpoint):
     def __init__(self, resumed_from: Path | None = None) -> None:
         super().__init__(filename=BEST, monitor="val_loss", enable_version_counter=False)
         self._resumed_from = resumed_from
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if torch.isfinite(trainer.callback_metrics["val_loss"]):  # Lightning would keep the first, whatever it is
+            super().on_validation_end(trainer, module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._resumed_from is None or state_dict["best_model_score"] is None:

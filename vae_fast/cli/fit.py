@@ -17,6 +17,10 @@ from .plots import write_pictures
 from .test import aligned, evaluate, table
 
 DEFAULT_SEED = 0
+WITHOUT = {  # what a run can't go without: how the trainer's options would take it away
+    "it tests and draws from checkpoints": {"enable_checkpointing": False, "barebones": True},
+    "it goes on in the process that trained": {"strategy": ("ddp_spawn", "ddp_fork", "ddp_notebook")},
+}
 
 
 class FitCLI(LightningCLI):
@@ -64,6 +68,7 @@ class FitCLI(LightningCLI):
             self._refuse_other_architecture(saved)
         if components is not None and self.config.likelihood != MIXTURE:
             raise UserError(f"--components {components}: is for {MIXTURE}; got --likelihood {self.config.likelihood}")
+        _refuse_what_runs_need(self.config.trainer)
         if self.config.trainer.max_epochs is not None:
             self.config.epochs = self.config.trainer.max_epochs
 
@@ -99,6 +104,14 @@ class FitCLI(LightningCLI):
             max_epochs=self.config.epochs,
             **kwargs,
         )
+
+
+def _refuse_what_runs_need(trainer: Any) -> None:
+    for why, options in WITHOUT.items():
+        for name, refused in options.items():
+            chosen = trainer[name]
+            if chosen in refused if isinstance(refused, tuple) else chosen is refused:
+                raise UserError(f"--trainer.{name} {chosen}: is not for vae-fast fit: {why}")
 
 
 def _listed(chosen: Any) -> list:

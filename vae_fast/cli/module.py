@@ -1,6 +1,7 @@
 """The VAE as a LightningModule: the objective, its terms in nats per observation, the optimiser."""
 
 import math
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -128,12 +129,14 @@ class VAEModule(LightningModule):
         return out.loss
 
     def on_train_epoch_end(self) -> None:
-        neg_elbo = self.trainer.callback_metrics["train_neg_elbo"]
-        if not torch.isfinite(neg_elbo):
-            raise UserError(
-                f"training diverged: -ELBO is {neg_elbo:g} in epoch {self.current_epoch + 1}; "
-                f"try --lr below {self.lr:g}; the last good checkpoint is kept"
-            )
+        for stage, where in (("train", ""), ("val", ", of what it doesn't train on")):
+            neg_elbo = self.trainer.callback_metrics.get(f"{stage}_neg_elbo", torch.zeros(()))
+            if not torch.isfinite(neg_elbo):
+                kept = any(Path(c.best_model_path).is_file() for c in self.trainer.checkpoint_callbacks)
+                raise UserError(
+                    f"training diverged: -ELBO is {neg_elbo:g} in epoch {self.current_epoch + 1}{where}; "
+                    f"try --lr below {self.lr:g}" + kept * "; the last good checkpoint is kept"
+                )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.Adam(self.parameters(), self.lr)

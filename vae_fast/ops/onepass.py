@@ -19,6 +19,7 @@ from vae_fast.ops import triton_backend
 from vae_fast.ops.library import define
 
 _ONCE = "vae_fast's operators differentiate once; for create_graph use vae_fast.backend('reference')"
+_REVERSE = "vae_fast's operators have no forward-mode derivatives; for those use vae_fast.backend('reference')"
 _PLAIN = "vae_fast's operators have gradients in plain autograd; in torch.func's use vae_fast.backend('reference')"
 
 
@@ -101,6 +102,10 @@ class Function(torch.autograd.Function):
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(_PLAIN)
         return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(_REVERSE)
 
 
 class OnePass(Function):
@@ -201,7 +206,7 @@ def _must_keep(dvalue: Tensor) -> bool:
     """True while a graph is traced (the tensors stand for others) or kept for another backward pass."""
     if torch.compiler.is_compiling() or type(dvalue) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
         return True
-    if torch._C._functorch.is_batchedtensor(dvalue):
+    if torch._C._functorch.is_batchedtensor(dvalue) or torch._C._functorch.is_legacy_batchedtensor(dvalue):
         return True
     return torch._C._autograd._get_current_graph_task_keep_graph()
 

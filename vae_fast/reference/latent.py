@@ -71,7 +71,7 @@ def log_evidence(log_px_z: Tensor, log_pz: Tensor, log_qz_x: Tensor) -> Tensor:
     log_px_z, log_pz, log_qz_x = _wide(log_px_z, log_pz, log_qz_x)
     log_weight = log_px_z + log_pz - log_qz_x
     top = log_weight.detach().amax(0)
-    top = torch.where(top == -math.inf, 0, top)
+    top = torch.where(top.isinf(), 0, top)
     total = torch.exp(log_weight - top).sum(0)
     empty = total == 0
     log_total = torch.log(torch.where(empty, 1, total))
