@@ -78,7 +78,8 @@ class Operands:
     def packed(self, gradients: Sequence["Sum | None"]) -> tuple[Any, ...]:
         """The tuple that rows.py unpacks."""
         parameters = tuple(taken(t) for t in self.parameters)
-        x, mask = (None if t is None else taken(as_bytes(t)) for t in (self.x, self.mask))
+        mask = None if self.mask is None else as_bytes(self.mask)
+        x, mask = (None if t is None else taken(t) for t in (self.x, mask))
         return (
             parameters,
             tuple((0, 0) if t is None else strides_of(t, self.rows, self.width) for t in (*parameters, x, mask)),

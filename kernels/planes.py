@@ -237,7 +237,6 @@ def _objective(
             torch.empty(shape, dtype=torch.float32, device=device), splits * (programs if reduce else 1)
         )
     gradient = _empty_planes(parameters) if asked & 1 else None
-    x = as_bytes(x)
     x_strides = (x.stride(0), x.stride(1) if x.dim() == 3 else 0, x.stride(-1))
     seen = None if mask is None else as_bytes(mask.expand(rows, width))
     launch(

@@ -15,6 +15,7 @@ import pytest
 import torch
 from cli_helpers import SMALL, bars, command, package_path, write_bars
 
+import vae_fast
 from vae_fast.cli import errors
 
 LAST = "runs/vae/version_0/checkpoints/last.ckpt"
@@ -51,6 +52,9 @@ def trained(here: Path, a_run: Path) -> Path:
     return here / LAST
 
 
+TWO = ("--trainer.devices", 2, "--trainer.accelerator", "cpu")
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -69,9 +73,10 @@ def trained(here: Path, a_run: Path) -> Path:
         (("--widths", "[]"), "--widths []: expected positive numbers"),
         (("--widths", "[4,0]"), "--widths [4, 0]: expected positive numbers"),
         (("--run_dir", "/proc/nosuch"), "/proc/nosuch"),
-        (("--trainer.enable_checkpointing", "false"), "--trainer.enable_checkpointing False: is not for vae-fast fit"),
-        (("--trainer.barebones", "true"), "--trainer.barebones True: is not for vae-fast fit"),
-        (("--trainer.strategy", "ddp_spawn"), "--trainer.strategy ddp_spawn: is not for vae-fast fit"),
+        (("--trainer.enable_checkpointing", "false"), "--trainer.enable_checkpointing False: vae-fast fit tests"),
+        (("--trainer.barebones", "true"), "--trainer.barebones True: vae-fast fit tests and draws from checkpoints"),
+        (("--trainer.strategy", "ddp_spawn_find_unused_parameters_true", *TWO), "--trainer.strategy: one that forks"),
+        (("--trainer.strategy", "ddp_fork", *TWO), "--trainer.strategy: one that forks or spawns"),
     ],
 )
 def test_bad_options(refused: Callable[..., None], options: tuple, expected: str) -> None:
@@ -221,6 +226,12 @@ for package in ("lightning", "jsonargparse", "matplotlib", "PIL", "mlxtend"):
 """
 
 
+def test_the_version_is_printed(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command("--version")
+    assert ended.value.code == 0 and capsys.readouterr().out == f"vae-fast {vae_fast.__version__}\n"
+
+
 def test_a_missing_package_is_named(here: Path) -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_EACH], capture_output=True, text=True, env=package_path())
     expected = ("lightning", "jsonargparse", "matplotlib", "PIL", "mlxtend")
@@ -235,10 +246,15 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(refused: Callable[..., N
     assert trained.read_bytes() == before
 
 
-def test_a_run_that_diverges_at_once_keeps_no_checkpoint(refused: Callable[..., None], here: Path) -> None:
-    """Its one step a training epoch is taken from finite parameters: what isn't is seen in validation."""
-    options = ("--data", write_bars(here, 20), "--epochs", 2, "--lr", 1e12, *SMALL)
-    refused("in epoch 1, of what it doesn't train on; try --lr below 1e+12\n", "fit", *options)
+@pytest.mark.parametrize("validated", ["1.0", "0.5"])
+def test_a_run_that_diverges_at_once_keeps_no_checkpoint(
+    refused: Callable[..., None], here: Path, validated: str
+) -> None:
+    """The one or two steps of its epoch are taken from finite parameters: what isn't is seen in validation."""
+    images = 20 if validated == "1.0" else 40
+    options = ("--data", write_bars(here, images), "--epochs", 2, "--lr", 1e12, *SMALL)
+    options += ("--trainer.val_check_interval", validated)
+    refused("try --lr below 1e+12\n", "fit", *options)  # no word of a checkpoint
     assert not list(here.rglob("*.ckpt"))
 
 

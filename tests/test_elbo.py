@@ -174,18 +174,26 @@ def test_a_masked_row_is_the_row_of_what_counts(columns, dtype):
             assert not t.grad[row, ~kept].any()
 
 
-ON_CPU = pytest.mark.skipif(ON_GPU, reason="kernels for GPUs take the bytes of a bool x to be 0 or 1")
+SHAPES = {  # of the parameters
+    "bernoulli": [(B, D)],
+    "gaussian": [(B, D)] * 2,
+    "poisson": [(B, D)],
+    "discretized_logistic": [(B, D)] * 2,
+    "categorical": [(B, 4, D)],
+}
 
 
-@pytest.mark.parametrize("which", ["mask", pytest.param("x", marks=ON_CPU)])
-def test_true_is_any_byte_but_0(which):
+@pytest.mark.parametrize("likelihood", SHAPES)
+@pytest.mark.parametrize("which", ["mask", "x"])
+def test_true_is_any_byte_but_0(which, likelihood):
     """As to PyTorch, of whose bool tensors some are views of bytes."""
-    parameters, x, mu, logvar, _ = operands("bernoulli")
+    parameters = tuple(torch.randn(shape) for shape in SHAPES[likelihood])
+    x, mu = torch.randint(2, (B, D)).float(), torch.randn(B, Z)
     bits = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[torch.randint(4, (B, D))]
 
     def loss(bits):
         given = {"x": x, "mask": None} | {which: bits}
-        return ELBOLoss()(parameters[0], given["x"], mu, logvar, mask=given["mask"])
+        return ELBOLoss(likelihood)(parameters, given["x"], mu, mu, mask=given["mask"])
 
     assert torch.equal(loss(bits.view(torch.bool)), loss(bits != 0))
 

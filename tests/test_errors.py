@@ -147,6 +147,11 @@ CASES = {
         ValueError,
         "ELBOLoss: reduction must be one of mean, sum, none, mean_all, got 'batchmean'",
     ),
+    "from_logits, assigned": (
+        lambda: setattr(ELBOLoss(), "from_logits", False),
+        AttributeError,
+        "ELBOLoss: from_logits is fixed when the loss is made; make another ELBOLoss",
+    ),
     "likelihood, assigned": (
         lambda: setattr(ELBOLoss(), "likelihood", "gaussian"),
         AttributeError,

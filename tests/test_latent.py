@@ -244,6 +244,7 @@ def test_log_evidence_of_impossible_data_has_no_nan_gradient():
     bound.sum().backward()
     assert bound.tolist() == [-math.inf, pytest.approx(-1 - math.log(2))]
     assert log_px.grad.tolist() == [[0, 1], [0, 0]]
+    assert vae_fast.log_evidence(-log_px, torch.zeros(2, 2), torch.zeros(2, 2)).tolist() == [math.inf, math.inf]
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)

@@ -101,6 +101,16 @@ def test_the_memory_of_a_dropped_result_serves_the_next():
     torch.testing.assert_close(again, expected(seed=1))
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted"])
+def test_gradients_computed_again_lie_where_the_first_did(weighted):
+    """Rows that share a parameter, in a mean, and with weights of their own, for which backward computes again."""
+    mu, theta = torch.rand(ROWS, 784, requires_grad=True), torch.rand(784, requires_grad=True)
+    nll = vae_fast.negative_binomial_nll(mu, theta, torch.ones(ROWS, 784))
+    (nll * torch.rand(ROWS) if weighted else nll).mean().backward()
+    mu.grad = None
+    assert kept() == mu.nbytes
+
+
 def test_small_results_are_torchs():
     for columns in (2, 784):
         gradient(LARGE // 4 // columns - 1, columns=columns)

@@ -376,7 +376,9 @@ def test_flat_rows_beside_images():
     x, mu = torch.rand(B, 1, 3, 4), torch.randn(B, Z)
     mask, logits = torch.rand(B, 1, 3, 4) > 0.3, torch.randn(B, 1, 3, 4)
     expected = ELBOLoss()(logits, x, mu, mu, mask=mask)
-    for shape in ((B, D), (B, 3, 4), (B, 3, 1, 4)):
+    model = VAE(nn.Sequential(nn.Flatten(), nn.Linear(D, 2 * Z)), nn.Linear(Z, D))
+    assert model.log_evidence(x, 2).shape == model.objective.nll(model(x).recon, x).shape == (B,)
+    for shape in ((B, D), (B, 3, 4), (B, 3, 1, 4), (B, 3, 2, 2), (B, 1, 12, 1)):
         assert ELBOLoss()(logits.reshape(shape), x, mu, mu, mask=mask) == expected
         assert ELBOLoss()(logits, x.reshape(shape), mu, mu, mask=mask.reshape(shape)) == expected
     upside = VAE(
@@ -413,11 +415,12 @@ def test_samples_are_made_without_gradients():
 
 
 def test_what_a_model_is_made_of():
-    with pytest.raises(TypeError, match=r"^VAE: encoder must be a torch.nn.Module, got function$"):
-        VAE(lambda x: x, nn.Linear(Z, D))
+    x = torch.rand(B, D)
+    model = VAE(lambda x: x[:, : 2 * Z], lambda z: z.repeat(1, D // Z))
+    assert model.loss(x).isfinite() and model.sample(2).shape == (2, D)
     model = VAE(nn.Linear(D, 2 * Z), nn.Linear(Z, D), latent_dim=Z + 1)
-    with pytest.raises(ValueError, match=r"^VAE: mu must have shape \[B, 4\], latent_dim, got \[6, 3\]$"):
-        model.encode(torch.rand(B, D))
+    with pytest.raises(ValueError, match=r"^VAE: mu must have shape \[B, 4\], as latent_dim says, got \[6, 3\]$"):
+        model.encode(x)
 
 
 @pytest.mark.parametrize("likelihood", [entry.name for entry in LIKELIHOODS.values() if entry.public] + ["probs"])

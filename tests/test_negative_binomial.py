@@ -122,6 +122,14 @@ def test_theta_and_mu_of_zero_at_zero():
     assert on_their_own(tiny, tiny, zero)[0].item() == pytest.approx(1e-4 * 0.6931472, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64], ids=str)
+def test_totals_may_be_whole_numbers(dtype):
+    mu, x = drawn((4, 7))
+    totals = torch.tensor([3, 0, 1, 200], dtype=dtype)
+    whole, real = (vae_fast.negative_binomial_nll(mu, 2.0, x, library=t) for t in (totals, totals.float()))
+    assert torch.equal(whole, real)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("shared", SHARED)
 def test_shared_theta(shape, shared, poisoned):

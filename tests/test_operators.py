@@ -189,7 +189,7 @@ def test_one_graph_for_batches_of_all_sizes(reduction, kl):
     torch._dynamo.utils.counters.clear()
     loss = ELBOLoss(reduction=reduction, kl=kl)
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for rows in range(2, 14):
+    for rows in (2, 5, 9):
         tensors = torch.randn(rows, D), torch.rand(rows, D), torch.randn(rows, Z), torch.randn(rows, Z)
         results = []
         for function in (loss, compiled):

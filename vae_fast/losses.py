@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
@@ -27,11 +29,19 @@ def _expected(entry: Likelihood) -> str:
 
 
 def _same_rows(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether two shapes [B, ...] lay the same elements out in the same order: the rows of one are flat, or they differ
-    in axes of size 1 alone."""
+    """Whether two shapes [B, ...] lay out the same elements in the same order: one is the other with neighbouring axes
+    made one, all of a row's among them, or with other axes of size 1."""
     if not a or not b or a[0] != b[0] or math.prod(a[1:]) != math.prod(b[1:]):
         return False
-    return min(len(a), len(b)) <= 2 or [n for n in a[1:] if n != 1] == [n for n in b[1:] if n != 1]
+    ends = [[n for n in accumulate(shape[1:], mul) if n != 1] for shape in (a, b)]
+    return all(n in ends[1] for n in ends[0]) or all(n in ends[0] for n in ends[1])
+
+
+def _varies(count: int) -> bool:
+    """Whether a graph that is traced is for any such number; one that an operator were given would be part of it."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # which imports sympy
+
+    return not has_static_value(count)
 
 
 class ELBOTerms(NamedTuple):
@@ -136,8 +146,8 @@ class ELBOLoss(nn.Module):
         Arguments:
             recon: [B, ...] the decoder's output: parameters of p(x|z). "categorical", "discretized_logistic_mixture":
                 [B, C, ...], C parameters to each observation; for [B, ..., C] pass recon.movedim(-1, 1), a view.
-            x: [B, ...] the data, of the shape of recon's first tensor, or either of them flattened to [B, D] or with
-                other axes of size 1; "categorical": classes [B, ...];
+            x: [B, ...] the data, of the shape of recon's first tensor, or one of them with rows flattened, [B, D], or
+                with other axes of size 1; "categorical": classes [B, ...];
                 "discretized_logistic_mixture": [B, channels, ...]. Floating point, bool, or uint8: an intensity, read
                 as x/255. Of counts, levels and classes uint8 is the number that it is, as are int32, int64 and uint16
                 (of classes int8 and int16 too); floating point is taken to the nearest level of x_range.
@@ -165,8 +175,8 @@ class ELBOLoss(nn.Module):
         parameters = self.parameters_of(recon)
         x, mask = self._like(parameters[0], x, mask)
         count = self._count(parameters[0], x)
-        traced = torch.compiler.is_compiling()  # a number that the operator is given would be part of the graph
-        scale = 1.0 if traced else 1 / count
+        later = torch.compiler.is_compiling() and _varies(count)
+        scale = 1.0 if later else 1 / count
         objective = functional.Objective(self.prior, weight, mask, self.beta, scale, self.reduction != "none")
         if self.kl == "analytic":
             names = self._names
@@ -174,7 +184,7 @@ class ELBOLoss(nn.Module):
             self._validate(parameters[0], x, weight, mask)
         else:
             loss, nll, kl = self._monte_carlo(recon, x, mu, logvar, z, objective)
-        if traced and self.reduction in AVERAGES:
+        if later:
             loss = loss / count
         return ELBOTerms(loss, *(t.detach() if t.requires_grad else t for t in (nll, kl)))
 

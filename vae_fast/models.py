@@ -1,5 +1,6 @@
 """A VAE around a user's encoder and decoder."""
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,8 @@ class VAE(nn.Module):
     """A variational autoencoder with a Gaussian posterior and prior (Kingma & Welling 2014).
 
     Arguments:
-        encoder: x [B, ...] -> (mu, logvar) of q(z|x), or one tensor [B, 2 Z] that holds both, mu first.
+        encoder: x [B, ...] -> (mu, logvar) of q(z|x), or one tensor [B, 2 Z] that holds both, mu first. A module, or a
+            function.
         decoder: z [B, Z] -> parameters of p(x|z), as `ELBOLoss` takes them: logits for "bernoulli"; the mean or
             (mean, logvar) for "gaussian"; [B, C, ...] for "categorical" and "discretized_logistic_mixture".
         likelihood, beta, options: as for `ELBOLoss`, which is `objective`; `beta` may be assigned here too. A
@@ -46,8 +48,8 @@ class VAE(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
-        decoder: nn.Module,
+        encoder: Callable[..., Any],
+        decoder: Callable[..., Any],
         *,
         likelihood: str = "bernoulli",
         beta: float | Tensor = 1.0,
@@ -56,10 +58,8 @@ class VAE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        for name, part in (("encoder", encoder), ("decoder", decoder)):
-            if not isinstance(part, nn.Module):
-                raise TypeError(f"VAE: {name} must be a torch.nn.Module, got {type(part).__name__}")
         self.encoder, self.decoder, self.latent_dim = encoder, decoder, latent_dim
+        self._expected_latent_dim = latent_dim
         self.objective = ELBOLoss(likelihood, beta=beta, **options)
         if library is not None:
             _check_library(self.objective.entry, library)
@@ -102,10 +102,10 @@ class VAE(nn.Module):
         mu, logvar = _mu_and_logvar(self.encoder(self._as_input(x)))
         if mu.dim() != 2:
             raise ValueError(f"VAE: mu must have shape [B, Z], got {list(mu.shape)}")
-        if self.latent_dim is None:
-            self.latent_dim = mu.shape[1]
-        if mu.shape[1] != self.latent_dim:
-            raise ValueError(f"VAE: mu must have shape [B, {self.latent_dim}], latent_dim, got {list(mu.shape)}")
+        if self._expected_latent_dim not in (None, mu.shape[1]):
+            expected = f"[B, {self._expected_latent_dim}], as latent_dim says"
+            raise ValueError(f"VAE: mu must have shape {expected}, got {list(mu.shape)}")
+        self.latent_dim = mu.shape[1]
         return mu, logvar
 
     def decode(
@@ -176,7 +176,7 @@ class VAE(nn.Module):
             raise ValueError(
                 "VAE.sample: the latent dimension is unknown; pass VAE(..., latent_dim=) or encode a batch first"
             )
-        parameter = next(self.decoder.parameters(), torch.empty(0))
+        parameter = next(_parameters(self.decoder), torch.empty(0))
         z = torch.randn(n, self.latent_dim, generator=generator, device=parameter.device, dtype=parameter.dtype)
         if prior := prior_rows("VAE.sample", self.objective.prior, z):
             z = (prior[0] + torch.exp(prior[1] / 2) * z).to(z.dtype)
@@ -232,7 +232,7 @@ class VAE(nn.Module):
 
     def _as_input(self, x: Tensor) -> Tensor:
         """x as the encoder takes it."""
-        own = next((p.dtype for p in self.encoder.parameters() if p.is_floating_point()), None)
+        own = next((p.dtype for p in _parameters(self.encoder) if p.is_floating_point()), None)
         if x.is_floating_point():
             casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64  # which autocast leaves
             return x if own is None or casts else x.to(own)
@@ -240,6 +240,11 @@ class VAE(nn.Module):
         if "levels" in entry.options:
             return x.to(dtype) / (float(self.objective.options.get("levels", entry.options["levels"])) - 1)
         return x.to(dtype) / 255 if x.dtype == torch.uint8 and not entry.counts else x.to(dtype)
+
+
+def _parameters(part: Callable[..., Any]) -> Iterator[nn.Parameter]:
+    """Those of an encoder or decoder, of which a function has none."""
+    return part.parameters() if isinstance(part, nn.Module) else iter(())
 
 
 def _mu_and_logvar(output: Any) -> tuple[Tensor, Tensor]:

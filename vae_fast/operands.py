@@ -43,7 +43,7 @@ def observations(
         for other, p in zip(others, parameters[1:], strict=True)
     ]
     if entry.per_row and isinstance(rest[-1], Tensor):
-        rest[-1] = checks.one_a_row(owner, others[-1], rest[-1], x)
+        rest[-1] = checks.one_a_row(owner, others[-1], rest[-1], first)
     if _channels_last(first) and _channels_last(x):
         for k, p in enumerate(rest):
             if isinstance(p, Tensor) and p.numel() > 1 and p.shape[-3:].numel() > 1:

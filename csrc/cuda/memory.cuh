@@ -60,12 +60,13 @@ struct Dtype<Half> {
 
 // A byte b goes into the mantissa of 2^15, 0x4700 bb 00, where it counts 2^15 + b: a conversion would take the slow unit.
 // -2^15 one is exact, so that the FMA rounds b one once.
-template <>
-struct Dtype<uint8_t> {
+template <bool SATURATES>
+struct Bytes {
   static constexpr ScalarType type = ScalarType::Byte;
   using Stored = uint8_t;
   static __device__ __forceinline__ float of_magic(uint32_t magic, float one) {
-    return fmaf(bits<float>(magic), one, -32768.f * one);
+    const float v = fmaf(bits<float>(magic), one, -32768.f * one);
+    return SATURATES ? __saturatef(v) : v;
   }
   static __device__ __forceinline__ float of(uint8_t stored, float one) {
     return of_magic(static_cast<uint32_t>(stored) << 8 | 0x47000000u, one);
@@ -78,7 +79,14 @@ struct Dtype<uint8_t> {
   }
 };
 
+// Bytes that are x / 255, or bits: true is any byte but 0, which the FMA takes to 1 at no cost.
+enum class Intensity : uint8_t {};
+template <>
+struct Dtype<Intensity> : Bytes<true> {};
+
 // Counts
+template <>
+struct Dtype<uint8_t> : Bytes<false> {};
 template <>
 struct Dtype<uint16_t> {
   static constexpr ScalarType type = ScalarType::UInt16;
@@ -120,6 +128,7 @@ __device__ __forceinline__ float load(const char* data, ScalarType type, int64_t
       case ScalarType::Long: return static_cast<float>(__ldg(reinterpret_cast<const long long*>(data) + offset));
       case ScalarType::Int: return load<int32_t>(data, type, offset, one);
       case ScalarType::UInt16: return load<uint16_t>(data, type, offset, one);
+      case ScalarType::Bool: return __ldg(reinterpret_cast<const uint8_t*>(data) + offset) != 0 ? 1.f : 0.f;
       default: return load<uint8_t>(data, type, offset, one);
     }
   }

@@ -71,7 +71,8 @@ class Program {
     } else {
       const ScalarType x = operands.term.x.type;
       if constexpr (A::kCounts && !A::kPixels) return run_on_counts<P>(x);
-      else if (x == ScalarType::Byte || x == ScalarType::Bool) choose<P, uint8_t>();
+      else if (x == ScalarType::Byte) choose<P, std::conditional_t<A::kCounts, uint8_t, Intensity>>();
+      else if (x == ScalarType::Bool && !A::kCounts) choose<P, Intensity>();
       else if (x == Dtype<P>::type) choose<P, P>();
       else if (x == ScalarType::Float) choose<P, float>();
       else return false;

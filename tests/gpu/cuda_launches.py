@@ -4,8 +4,8 @@ with emulated(cc=90) as launches:
     torch.ops.vae_fast.bernoulli_nll(...)       # on CPU tensors: the CUDA operator, each launch in the emulator
 launches[0].stats.bytes
 
-The objects are those that the extension was linked from, unless its sources have changed since: then, what nvcc makes
-of them, which also names the line of an error. cuda_runtime.cpp stands in for the CUDA runtime and makes the host
+The objects are the extension's latest, unless its sources have changed since: then, what nvcc makes of them, which also
+names the line of an error. cuda_runtime.cpp stands in for the CUDA runtime and makes the host
 code take CPU tensors for a GPU's. A kernel reaches the tensors whose data pointers its operator took, from the first
 element to the last, and nothing else; the host, as with a GPU, none of them. Fresh memory holds NaN.
 """
@@ -228,7 +228,8 @@ def linked(sources: Sequence[Path]) -> Path:
 def _compiled(source: Path) -> Path:
     near = sorted(CSRC.rglob("*")) if CSRC in source.parents else []
     inputs = [source, *(path for path in near if path.suffix in (".h", ".cuh"))]
-    if near and (built := _built(source, max(path.stat().st_mtime for path in inputs))):
+    newest = max(path.stat().st_mtime for path in (*inputs, ROOT / "setup.py"))
+    if near and (built := _built(source, newest)):
         return built
     include = Path(torch.__file__).parent / "include"
     return _made(".o", ["nvcc", *FLAGS, "-isystem", str(include), "-c", str(source)], inputs)

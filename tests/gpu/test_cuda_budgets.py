@@ -29,16 +29,16 @@ pytestmark = [
 # counts include both sides of their branches: logarithms or not, x = 0 or not. One of Bernoulli's with a gradient keeps
 # the digits of small gradients.
 BARS = {
-    "Bernoulli, bfloat16 and bytes": ("objective<Bernoulli, BFloat16, unsigned char, 1, 1>", (18, 18, 18)),
+    "Bernoulli, bfloat16 and bytes": ("objective<Bernoulli, BFloat16, Intensity, 1, 1>", (18, 18, 18)),
     "Bernoulli, float32": ("objective<Bernoulli, float, float, 1, 1>", (15.25, 15.25, 15.25)),
-    "Bernoulli, float32 and bytes": ("objective<Bernoulli, float, unsigned char, 1, 1>", (17.5, 17.5, 17.5)),
-    "Bernoulli without gradient": ("objective<Bernoulli, BFloat16, unsigned char, 0, 1>", (11, 11, 11)),
+    "Bernoulli, float32 and bytes": ("objective<Bernoulli, float, Intensity, 1, 1>", (17.5, 17.5, 17.5)),
+    "Bernoulli without gradient": ("objective<Bernoulli, BFloat16, Intensity, 0, 1>", (11, 11, 11)),
     "Gaussian, fixed": ("objective<GaussianShared, BFloat16, BFloat16, 1, 2>", (8, 8, 8)),
     "Gaussian, log-variance": ("objective<Gaussian, BFloat16, BFloat16, 3, 2>", (17, 17, 17)),
     "Laplace": ("objective<Laplace, BFloat16, BFloat16, 3, 2>", (17.75, 17.75, 17.75)),
     "Laplace, fixed": ("objective<LaplaceShared, BFloat16, BFloat16, 1, 2>", (8.75, 8.75, 8.75)),
     "continuous Bernoulli, bfloat16 and bytes": (
-        "objective<ContinuousBernoulli, BFloat16, unsigned char, 1, 1>", (36.5, 36.5, 36.5),
+        "objective<ContinuousBernoulli, BFloat16, Intensity, 1, 1>", (36.5, 36.5, 36.5),
     ),
     "continuous Bernoulli, float32": ("objective<ContinuousBernoulli, float, float, 1, 1>", (33, 33, 33)),
     "discretised logistic, bfloat16 and bytes": (

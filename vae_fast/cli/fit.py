@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from .callbacks import Best, History, Last, RunLogger, StopOnSignal, progress_bar
 from .checkpoints import RUNS, TO_RESUME, SafeCheckpointIO, check_shape, load_model, read_checkpoint
@@ -17,10 +18,6 @@ from .plots import write_pictures
 from .test import aligned, evaluate, table
 
 DEFAULT_SEED = 0
-WITHOUT = {  # what a run can't go without: how the trainer's options would take it away
-    "it tests and draws from checkpoints": {"enable_checkpointing": False, "barebones": True},
-    "it goes on in the process that trained": {"strategy": ("ddp_spawn", "ddp_fork", "ddp_notebook")},
-}
 
 
 class FitCLI(LightningCLI):
@@ -68,7 +65,9 @@ class FitCLI(LightningCLI):
             self._refuse_other_architecture(saved)
         if components is not None and self.config.likelihood != MIXTURE:
             raise UserError(f"--components {components}: is for {MIXTURE}; got --likelihood {self.config.likelihood}")
-        _refuse_what_runs_need(self.config.trainer)
+        for name, refused in (("enable_checkpointing", False), ("barebones", True)):
+            if self.config.trainer[name] is refused:
+                raise UserError(f"--trainer.{name} {refused}: vae-fast fit tests and draws from checkpoints")
         if self.config.trainer.max_epochs is not None:
             self.config.epochs = self.config.trainer.max_epochs
 
@@ -98,20 +97,18 @@ class FitCLI(LightningCLI):
         if chosen.enable_progress_bar is not False:
             callbacks.append(progress_bar(self.datamodule.unit))
         self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(
+        trainer = super().instantiate_trainer(
             logger=[RunLogger(self.config.run_dir, name=""), *_listed(chosen.logger)],
             plugins=[SafeCheckpointIO(), *_listed(chosen.plugins)],
             max_epochs=self.config.epochs,
             **kwargs,
         )
-
-
-def _refuse_what_runs_need(trainer: Any) -> None:
-    for why, options in WITHOUT.items():
-        for name, refused in options.items():
-            chosen = trainer[name]
-            if chosen in refused if isinstance(refused, tuple) else chosen is refused:
-                raise UserError(f"--trainer.{name} {chosen}: is not for vae-fast fit: {why}")
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise UserError(
+                "--trainer.strategy: one that forks or spawns trains in processes that are gone when vae-fast fit "
+                "tests and draws; expected ddp"
+            )
+        return trainer
 
 
 def _listed(chosen: Any) -> list:

@@ -9,7 +9,8 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
+
+from vae_fast import __version__
 
 from .errors import Interrupted, UserError
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("vae-fast", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.description = "\n".join(f"{name:<8}{text}" for name, text in COMMANDS.items())
-    parser.add_argument("--version", action="version", version=f"vae-fast {version('vae_fast')}")
+    parser.add_argument("--version", action="version", version=f"vae-fast {__version__}")
     parser.add_argument("command", choices=COMMANDS, help="vae-fast COMMAND --help lists its options")
     argv = sys.argv[1:] if argv is None else argv
     command, options = parser.parse_args(argv[:1]).command, argv[1:]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -37,17 +37,22 @@ def _force(name: str | None) -> None:
         switch(name)
 
 
-@contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Runs what is inside on one backend: "cpp" (CPU), "cuda", "triton" (GPU) or "reference" (PyTorch, any device).
+def backend(name: str) -> AbstractContextManager[None]:
+    """`with backend(name):` runs what is inside on "cpp" (CPU), "cuda", "triton" (GPU) or "reference" (PyTorch, any
+    device).
 
-    The choice holds for the whole process; VAE_FAST_BACKEND sets it from outside.
+    The choice holds for the whole process, as long as the block lasts; VAE_FAST_BACKEND sets it from outside, for good.
     Only the reference differentiates twice.
 
     Raises ValueError for an unknown name, RuntimeError with the reason where the backend can't run.
     """
+    return _forcing(_checked(name, "backend"))
+
+
+@contextmanager
+def _forcing(name: str) -> Iterator[None]:
     before = _forced
-    _force(_checked(name, "backend"))
+    _force(name)
     try:
         yield
     finally:

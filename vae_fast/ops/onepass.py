@@ -18,9 +18,10 @@ from torch.autograd import forward_ad
 from vae_fast.ops import triton_backend
 from vae_fast.ops.library import define
 
-_ONCE = "vae_fast's operators differentiate once; for create_graph use vae_fast.backend('reference')"
-_REVERSE = "vae_fast's operators have no forward-mode derivatives; for those use vae_fast.backend('reference')"
-_PLAIN = "vae_fast's operators have gradients in plain autograd; in torch.func's use vae_fast.backend('reference')"
+_REFERENCE = "`with vae_fast.backend('reference'):`"
+_ONCE = f"vae_fast's operators differentiate once; for create_graph use {_REFERENCE}"
+_REVERSE = f"vae_fast's operators have no forward-mode derivatives; for those use {_REFERENCE}"
+_PLAIN = f"vae_fast's operators have gradients in plain autograd; in torch.func's use {_REFERENCE}"
 
 
 def differentiates_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -134,9 +135,11 @@ class OnePass(Function):
         result: list[Tensor | None] = [None] * (1 + ctx.arity)
         if dvalue is None:
             return tuple(result)
-        if ctx.sums_rows and dvalue.dim() and dvalue.size(0) and dvalue.stride(0) == 0:
+        if ctx.sums_rows and dvalue.dim() and dvalue.size(0) and _is_uniform(dvalue):
             dvalue = dvalue[0]  # of a sum or a mean over rows
         if ctx.gradients is None or (ctx.sums_rows and dvalue.dim()):
+            if ctx.gradients is not None and not _must_keep(dvalue):
+                ctx.gradients = ()  # before there are others
             arguments = [t if t is not None else number for t, number in zip(saved, ctx.numbers, strict=True)]
             gradients = _again(ctx.operator, arguments, ctx.asked, dvalue)
         else:
@@ -202,13 +205,23 @@ def _matrix(gradient: Tensor) -> Tensor:
     return (gradient if gradient.is_contiguous() else gradient.transpose(1, 2)).flatten(1)
 
 
-def _must_keep(dvalue: Tensor) -> bool:
-    """True while a graph is traced (the tensors stand for others) or kept for another backward pass."""
+def _stands_for_others(dvalue: Tensor) -> bool:
+    """True while a graph is traced or runs for a batch of incoming gradients."""
     if torch.compiler.is_compiling() or type(dvalue) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
         return True
-    if torch._C._functorch.is_batchedtensor(dvalue) or torch._C._functorch.is_legacy_batchedtensor(dvalue):
+    return torch._C._functorch.is_batchedtensor(dvalue) or torch._C._functorch.is_legacy_batchedtensor(dvalue)
+
+
+def _must_keep(dvalue: Tensor) -> bool:
+    """True where the gradients may be asked for once more."""
+    return _stands_for_others(dvalue) or torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def _is_uniform(dvalue: Tensor) -> bool:
+    """Whether all rows are known to have the same incoming gradient; a GPU would have to be waited for."""
+    if dvalue.stride(0) == 0:
         return True
-    return torch._C._autograd._get_current_graph_task_keep_graph()
+    return dvalue.is_cpu and not _stands_for_others(dvalue) and bool((dvalue == dvalue[0]).all())
 
 
 def autograd_kernel(operator: OnePassOperator) -> Any:
