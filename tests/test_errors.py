@@ -45,6 +45,26 @@ CASES = {
         TypeError,
         "ELBOLoss: x must be a dense tensor, got torch.sparse_coo; pass x.to_dense()",
     ),
+    "sparse mu": (
+        lambda: elbo(mu=M.to_sparse()),
+        TypeError,
+        "ELBOLoss: mu must be a dense tensor, got torch.sparse_coo; pass mu.to_dense()",
+    ),
+    "sparse logvar of the likelihood": (
+        lambda: elbo(recon=(L, L.to_sparse()), likelihood="gaussian"),
+        TypeError,
+        "ELBOLoss: logvar must be a dense tensor, got torch.sparse_coo; pass logvar.to_dense()",
+    ),
+    "sparse weight": (
+        lambda: elbo(weight=torch.ones(B).to_sparse()),
+        TypeError,
+        "ELBOLoss: weight must be a dense tensor, got torch.sparse_coo; pass weight.to_dense()",
+    ),
+    "sparse mask": (
+        lambda: elbo(mask=torch.ones(B, D, dtype=torch.bool).to_sparse()),
+        TypeError,
+        "ELBOLoss: mask must be a dense tensor, got torch.sparse_coo; pass mask.to_dense()",
+    ),
     "sparse recon": (
         lambda: elbo(recon=torch.zeros(B, D).to_sparse()),
         TypeError,

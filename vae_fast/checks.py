@@ -108,6 +108,7 @@ def row_weight(owner: str, weight: Tensor, x: Tensor) -> Tensor:
     if not isinstance(weight, Tensor) or weight.shape != (rows,):
         got = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise ValueError(f"{owner}: weight must be a tensor of shape [{rows}], one number a row, got {got}")
+    dense(owner, "weight", weight)
     constant(owner, "weight", weight)
     same_device(owner, "x", x, "weight", weight)
     if weight.is_cpu and type(weight) is Tensor and not torch.compiler.is_compiling():
@@ -125,6 +126,7 @@ def element_mask(owner: str, mask: Tensor, x: Tensor) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = str(mask.dtype)[6:] if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{owner}: mask must be a bool tensor, True where x counts, got {got}")
+    dense(owner, "mask", mask)
     same_device(owner, "x", x, "mask", mask)
     return broadcast(owner, "mask", mask, x)
 

@@ -83,6 +83,8 @@ def _plain(entry: Likelihood, parameters: Sequence[Tensor | float], x: Tensor) -
             tensors.append(_number(p, first))
         elif type(p) is not Tensor or p.shape != shape or p.device != device or p.dtype not in checks.FLOATING:
             return None
+        elif p.layout is not torch.strided:
+            return None
         else:
             tensors.append(p)
     return tensors
@@ -183,7 +185,8 @@ def like(t: Tensor, shape_of: Tensor) -> Tensor:
 def check_posterior(owner: str, mu: Tensor, logvar: Tensor) -> None:
     if type(mu) is Tensor and type(logvar) is Tensor and mu.dim() == 2 and mu.shape == logvar.shape:
         if mu.dtype in checks.FLOATING and logvar.dtype in checks.FLOATING and mu.device == logvar.device:
-            return  # as most are
+            if mu.layout is torch.strided and logvar.layout is torch.strided:
+                return  # as most are
     checks.floating(owner, "mu", mu)
     checks.floating(owner, "logvar", logvar)
     checks.same_shape(owner, "mu", mu, "logvar", logvar)
