@@ -176,6 +176,7 @@ def test_a_masked_row_is_the_row_of_what_counts(columns, dtype):
 
 SHAPES = {  # of the parameters
     "bernoulli": [(B, D)],
+    "continuous_bernoulli": [(B, D)],
     "gaussian": [(B, D)] * 2,
     "poisson": [(B, D)],
     "discretized_logistic": [(B, D)] * 2,
@@ -183,19 +184,22 @@ SHAPES = {  # of the parameters
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("likelihood", SHAPES)
 @pytest.mark.parametrize("which", ["mask", "x"])
-def test_true_is_any_byte_but_0(which, likelihood):
+def test_true_is_any_byte_but_0(which, likelihood, dtype):
     """As to PyTorch, of whose bool tensors some are views of bytes."""
-    parameters = tuple(torch.randn(shape) for shape in SHAPES[likelihood])
+    parameters = tuple(leaf(torch.randn(shape).to(dtype)) for shape in SHAPES[likelihood])
     x, mu = torch.randint(2, (B, D)).float(), torch.randn(B, Z)
     bits = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[torch.randint(4, (B, D))]
 
-    def loss(bits):
+    def results(bits):
         given = {"x": x, "mask": None} | {which: bits}
-        return ELBOLoss(likelihood)(parameters, given["x"], mu, mu, mask=given["mask"])
+        loss = ELBOLoss(likelihood)(parameters, given["x"], mu, mu, mask=given["mask"])
+        return loss.detach(), *torch.autograd.grad(loss, parameters)
 
-    assert torch.equal(loss(bits.view(torch.bool)), loss(bits != 0))
+    for got, right in zip(results(bits.view(torch.bool)), results(bits != 0), strict=True):
+        assert torch.equal(got, right)
 
 
 @pytest.mark.parametrize("shape", [(1, D), (B, 1), (D,)], ids=str)

@@ -45,6 +45,21 @@ CASES = {
         TypeError,
         "ELBOLoss: x must be a dense tensor, got torch.sparse_coo; pass x.to_dense()",
     ),
+    "complex library": (
+        lambda: vae_fast.negative_binomial_nll(X, 2.0, L, library=torch.ones(B) + 1j),
+        TypeError,
+        "negative_binomial_nll: library must be float32, bfloat16, float16 or float64, got complex64",
+    ),
+    "sparse library": (
+        lambda: vae_fast.negative_binomial_nll(X, 2.0, L, library=torch.ones(B).to_sparse()),
+        TypeError,
+        "negative_binomial_nll: library must be a dense tensor, got torch.sparse_coo; pass library.to_dense()",
+    ),
+    "sparse images": (
+        lambda: elbo(x=torch.zeros(B, 2, 3).to_sparse()),
+        TypeError,
+        "ELBOLoss: x must be a dense tensor, got torch.sparse_coo; pass x.to_dense()",
+    ),
     "sparse mu": (
         lambda: elbo(mu=M.to_sparse()),
         TypeError,

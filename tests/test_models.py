@@ -415,6 +415,9 @@ def test_samples_are_made_without_gradients():
 
 
 def test_what_a_model_is_made_of():
+    for part, got in ((None, "NoneType"), (nn.Linear, "Linear")):
+        with pytest.raises(TypeError, match=f"^VAE: decoder must be a module or a function, got {got}$"):
+            VAE(nn.Linear(D, 2 * Z), part)
     x = torch.rand(B, D)
     model = VAE(lambda x: x[:, : 2 * Z], lambda z: z.repeat(1, D // Z))
     assert model.loss(x).isfinite() and model.sample(2).shape == (2, D)

@@ -130,6 +130,13 @@ def test_totals_may_be_whole_numbers(dtype):
     assert torch.equal(whole, real)
 
 
+def test_totals_keep_their_digits_beside_float64():
+    mu, x = torch.rand(1, 7, dtype=torch.float64), torch.ones(1, 7)
+    totals = torch.tensor([2**24 + 1])
+    whole, real = (vae_fast.negative_binomial_nll(mu, 2.0, x, library=t) for t in (totals, totals.double()))
+    assert torch.equal(whole, real)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("shared", SHARED)
 def test_shared_theta(shape, shared, poisoned):

@@ -131,14 +131,15 @@ def element_mask(owner: str, mask: Tensor, x: Tensor) -> Tensor:
     return broadcast(owner, "mask", mask, x)
 
 
-def one_a_row(owner: str, name: str, t: Tensor, x: Tensor) -> Tensor:
-    """t, one number or one for each row of x, as [1 or B, 1, ...]; whole numbers as floating point, as x is."""
-    rows = x.shape[0]
-    if not t.is_floating_point():
-        t = t.to(torch.promote_types(x.dtype, torch.float32))
+def one_a_row(owner: str, name: str, t: Tensor, like: Tensor) -> Tensor:
+    """t, one number or one a row of `like`, as [1 or B, 1, ...]; whole numbers in floating point, as `like` is."""
+    rows = like.shape[0]
+    dense(owner, name, t)
+    if not t.is_floating_point() and not t.is_complex():
+        t = t.to(torch.promote_types(like.dtype, torch.float32))
     if t.numel() != 1 and (t.numel() != rows or t.shape[0] != rows):
         raise ValueError(f"{owner}: {name} must be one number a row, of shape [{rows}], got {list(t.shape)}")
-    return t.reshape(-1, *[1] * (x.dim() - 1))
+    return t.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def broadcast(owner: str, name: str, t: Tensor, x: Tensor) -> Tensor:

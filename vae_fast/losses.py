@@ -239,6 +239,7 @@ class ELBOLoss(nn.Module):
             return x, mask
         if not _same_rows(recon.shape, x.shape):
             return x, mask
+        checks.dense("ELBOLoss", "x", x)
         mask = mask if mask is None else checks.element_mask("ELBOLoss", mask, x).reshape(recon.shape)
         return x.reshape(recon.shape), mask
 

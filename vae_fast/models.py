@@ -28,8 +28,7 @@ class VAE(nn.Module):
     """A variational autoencoder with a Gaussian posterior and prior (Kingma & Welling 2014).
 
     Arguments:
-        encoder: x [B, ...] -> (mu, logvar) of q(z|x), or one tensor [B, 2 Z] that holds both, mu first. A module, or a
-            function.
+        encoder: x [B, ...] -> (mu, logvar) of q(z|x), or one tensor [B, 2 Z] that holds both, mu first.
         decoder: z [B, Z] -> parameters of p(x|z), as `ELBOLoss` takes them: logits for "bernoulli"; the mean or
             (mean, logvar) for "gaussian"; [B, C, ...] for "categorical" and "discretized_logistic_mixture".
         likelihood, beta, options: as for `ELBOLoss`, which is `objective`; `beta` may be assigned here too. A
@@ -38,6 +37,9 @@ class VAE(nn.Module):
         latent_dim: Z; needed by `sample` before anything was encoded.
         library: for counts. Given, the decoder's first parameter is of proportions, and each row of x multiplies it by
             its total (scVI's observed library size); this number is the total where there is no x, as in `sample`.
+
+    Encoder and decoder are modules, or functions, whose parameters, if any, aren't the model's: `sample` hands such a
+    decoder float32 on the CPU.
 
     Data x is floating point, bool, or uint8 (an intensity): the encoder sees it as x/255, the loss reads the bytes.
     The encoder is given x in the dtype of its parameters (under autocast floats as they come), the loss x as it is.
@@ -58,6 +60,10 @@ class VAE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            if not callable(part) or isinstance(part, type):
+                got = part.__name__ if isinstance(part, type) else type(part).__name__
+                raise TypeError(f"VAE: {name} must be a module or a function, got {got}")
         self.encoder, self.decoder, self.latent_dim = encoder, decoder, latent_dim
         self._expected_latent_dim = latent_dim
         self.objective = ELBOLoss(likelihood, beta=beta, **options)
@@ -105,7 +111,8 @@ class VAE(nn.Module):
         if self._expected_latent_dim not in (None, mu.shape[1]):
             expected = f"[B, {self._expected_latent_dim}], as latent_dim says"
             raise ValueError(f"VAE: mu must have shape {expected}, got {list(mu.shape)}")
-        self.latent_dim = mu.shape[1]
+        if self._expected_latent_dim is None:
+            self.latent_dim = mu.shape[1]
         return mu, logvar
 
     def decode(

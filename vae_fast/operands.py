@@ -113,6 +113,7 @@ def _planes(
     if mask is not None:
         each = x if channels is None else x[:, 0]
         if isinstance(mask, Tensor) and mask.dim() > each.dim() and mask.shape[1] == 1:
+            checks.dense(owner, "mask", mask)
             mask = mask.squeeze(1)
         mask = rows_of(checks.element_mask(owner, mask, each))
     return [_flat(parameters)], rows_of(x) if channels is None else _flat(x), weight, mask

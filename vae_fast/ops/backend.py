@@ -41,7 +41,7 @@ def backend(name: str) -> AbstractContextManager[None]:
     """`with backend(name):` runs what is inside on "cpp" (CPU), "cuda", "triton" (GPU) or "reference" (PyTorch, any
     device).
 
-    The choice holds for the whole process, as long as the block lasts; VAE_FAST_BACKEND sets it from outside, for good.
+    The choice holds for the whole process while the block lasts; VAE_FAST_BACKEND is the choice where there is none.
     Only the reference differentiates twice.
 
     Raises ValueError for an unknown name, RuntimeError with the reason where the backend can't run.

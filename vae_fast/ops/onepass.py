@@ -218,7 +218,8 @@ def _must_keep(dvalue: Tensor) -> bool:
 
 
 def _is_uniform(dvalue: Tensor) -> bool:
-    """Whether all rows are known to have the same incoming gradient; a GPU would have to be waited for."""
+    """Whether all rows are known to have the same incoming gradient. A GPU would have to be waited for, and what a
+    graph is traced with says nothing."""
     if dvalue.stride(0) == 0:
         return True
     return dvalue.is_cpu and not _stands_for_others(dvalue) and bool((dvalue == dvalue[0]).all())
