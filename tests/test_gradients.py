@@ -146,13 +146,10 @@ def test_forward_mode_raises_except_in_the_reference():
     def loss(t):
         return vae_fast.bernoulli_nll(t, x).sum() + vae_fast.sample_kl(t, t, seed=1)[0].sum()
 
-    t = torch.randn(B, D)
-    with pytest.raises(RuntimeError, match=r"`with vae_fast.backend\('reference'\):`$"):
+    t, advice = torch.randn(B, D), r"`with vae_fast.backend\('reference'\):`$"
+    with pytest.raises(RuntimeError, match=advice):
         torch.func.jvp(loss, (t,), (tangent,))
-    with (
-        torch.autograd.forward_ad.dual_level(),
-        pytest.raises(RuntimeError, match=r"`with vae_fast.backend\('reference'\):`$"),
-    ):
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match=advice):
         loss(torch.autograd.forward_ad.make_dual(t, tangent))
     with vae_fast.backend("reference"):
         _, forward = torch.func.jvp(loss, (t,), (tangent,))

@@ -234,7 +234,7 @@ class ELBOLoss(nn.Module):
         return loss.sum() if reduce else loss, nll, kl
 
     def _like(self, recon: Tensor | float, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """x and the mask in recon's shape, where one is the other with its rows flattened or without axes of size 1."""
+        """x and the mask in recon's shape, where those lay out the same rows."""
         if self.entry.joint or not isinstance(recon, Tensor) or not isinstance(x, Tensor) or recon.shape == x.shape:
             return x, mask
         if not _same_rows(recon.shape, x.shape):

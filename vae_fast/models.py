@@ -108,11 +108,11 @@ class VAE(nn.Module):
         mu, logvar = _mu_and_logvar(self.encoder(self._as_input(x)))
         if mu.dim() != 2:
             raise ValueError(f"VAE: mu must have shape [B, Z], got {list(mu.shape)}")
-        if self._expected_latent_dim not in (None, mu.shape[1]):
-            expected = f"[B, {self._expected_latent_dim}], as latent_dim says"
-            raise ValueError(f"VAE: mu must have shape {expected}, got {list(mu.shape)}")
-        if self._expected_latent_dim is None:
+        expected = self._expected_latent_dim
+        if expected is None:
             self.latent_dim = mu.shape[1]
+        elif mu.shape[1] != expected:
+            raise ValueError(f"VAE: mu must have shape [B, {expected}], as latent_dim says, got {list(mu.shape)}")
         return mu, logvar
 
     def decode(

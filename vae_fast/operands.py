@@ -185,9 +185,9 @@ def like(t: Tensor, shape_of: Tensor) -> Tensor:
 
 def check_posterior(owner: str, mu: Tensor, logvar: Tensor) -> None:
     if type(mu) is Tensor and type(logvar) is Tensor and mu.dim() == 2 and mu.shape == logvar.shape:
-        if mu.dtype in checks.FLOATING and logvar.dtype in checks.FLOATING and mu.device == logvar.device:
-            if mu.layout is torch.strided and logvar.layout is torch.strided:
-                return  # as most are
+        known = mu.dtype in checks.FLOATING and logvar.dtype in checks.FLOATING and mu.device == logvar.device
+        if known and mu.layout is torch.strided and logvar.layout is torch.strided:
+            return  # as most are
     checks.floating(owner, "mu", mu)
     checks.floating(owner, "logvar", logvar)
     checks.same_shape(owner, "mu", mu, "logvar", logvar)

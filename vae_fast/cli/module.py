@@ -133,14 +133,12 @@ class VAEModule(LightningModule):
         for stage, where in (("train", ""), ("val", ", of what it doesn't train on")):
             neg_elbo = self.trainer.callback_metrics.get(f"{stage}_neg_elbo", torch.zeros(()))
             if not torch.isfinite(neg_elbo):
-                kept = any(Path(path).is_file() for path in self._best_paths())
+                checkpoints = self.trainer.checkpoint_callbacks
+                kept = any(isinstance(c, ModelCheckpoint) and Path(c.best_model_path).is_file() for c in checkpoints)
                 raise UserError(
                     f"training diverged: -ELBO is {neg_elbo:g} in epoch {self.current_epoch + 1}{where}; "
                     f"try --lr below {self.lr:g}" + kept * "; the last good checkpoint is kept"
                 )
-
-    def _best_paths(self) -> list[str]:
-        return [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.Adam(self.parameters(), self.lr)
