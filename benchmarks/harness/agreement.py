@@ -1,5 +1,6 @@
 """No figure without agreement: outputs and gradients are held against the float64 reference."""
 
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from .cases import Case, Opponent
 Outputs = tuple[Tensor, ...]
 
 GATED = 2**24  # elements that the gate looks at: of larger shapes, fewer rows
+PIECE = 2**16  # elements that are compared at a time
 VALUE_TOLERANCE = 1e-5  # relative: float32 sums of millions of terms, as the opponents take them
 GRADIENT_TOLERANCE = 2e-6  # of the largest gradient, beside half a unit in the last place of its dtype
 
@@ -68,17 +70,16 @@ class Gate:
         found = torch.autograd.grad(outputs, theirs, incoming)
         expected, truth = self.truth(name, outputs, incoming)
         for got, want in zip(outputs, expected, strict=True):
-            rounding = (torch.finfo(got.dtype).eps / 2 + VALUE_TOLERANCE) * want.abs()
-            close(case, f"{name}'s output", got.double() + opponent.shift(case.shape), want, rounding)
-        slack = case.slack(outputs, incoming) if case.slack else [torch.zeros_like(t) for t in truth]
+            relative = torch.finfo(got.dtype).eps / 2 + VALUE_TOLERANCE
+            close(case, f"{name}'s output", got.double() + opponent.shift(case.shape), want, relative)
+        slack = opponent.arrange(case.slack(outputs, incoming)) if case.slack else [None] * len(found)
         allowed = GRADIENT_TOLERANCE if name == "ours" else max(GRADIENT_TOLERANCE, case.usual_error)
         worst = 0.0
-        for got, want, unknown in zip(found, opponent.arrange([*truth]), opponent.arrange(slack), strict=True):
-            assert unknown.shape == want.shape, f"{case}: slack of shape {[*unknown.shape]}, not {[*want.shape]}"
-            rounding = torch.finfo(got.dtype).eps / 2 * want.abs()
-            close(case, f"{name}'s gradient", got, want, allowed * want.abs().amax() + rounding + unknown)
-            error = ((got.double() - want).abs() - unknown).amax() / want.abs().amax()
-            worst = max(worst, error.item())
+        for got, want, unknown in zip(found, opponent.arrange([*truth]), slack, strict=True):
+            largest = torch.linalg.vector_norm(want, torch.inf).item()
+            relative = torch.finfo(got.dtype).eps / 2
+            error = close(case, f"{name}'s gradient", got, want, relative, allowed * largest, unknown)
+            worst = max(worst, error / max(largest, 1e-30))
         return worst
 
 
@@ -86,7 +87,32 @@ def like(case: Case, what: str, got: Tensor, want: Tensor) -> None:
     assert got.shape == want.shape, f"{case}: {what} of shape {[*got.shape]}, not {[*want.shape]}"
 
 
-def close(case: Case, what: str, got: Tensor, want: Tensor, tolerance: Tensor) -> None:
+def pieces(t: Tensor) -> tuple[Tensor, ...]:
+    """Rows of t, so few that what is computed from them stays in a cache."""
+    t = torch.atleast_1d(t)
+    return t.split(max(1, PIECE * len(t) // max(1, t.numel())))
+
+
+def close(
+    case: Case,
+    what: str,
+    got: Tensor,
+    want: Tensor,
+    relative: float,
+    absolute: float = 0.0,
+    unknown: Tensor | None = None,
+) -> float:
+    """The largest error beyond the unknown. Raises AssertionError where it is above relative * |want| + absolute."""
     like(case, what, got, want)
-    worst = ((got.double() - want).abs() / (tolerance + 1e-30)).max().item()
+    if unknown is not None:
+        like(case, f"{what}'s slack", unknown, want)
+    errors, times = [], []
+    for some, theirs, beyond in zip_longest(pieces(got), pieces(want), () if unknown is None else pieces(unknown)):
+        error = (some.double() - theirs).abs()
+        if beyond is not None:
+            error -= beyond
+        errors.append(error.amax())
+        times.append((error / (relative * theirs.abs() + (absolute + 1e-30))).amax())
+    worst = torch.stack(times).amax().item()
     assert worst <= 1, f"{case}: {what} off by {worst:.3g} times the tolerance"
+    return torch.stack(errors).amax().item()
