@@ -101,3 +101,11 @@ def test_memory_is_asked_for_what_comes_next(functions, loop):
     hint = "prefetcht0" if loop.startswith("Gaussian") else "prefetcht1"
     codes = [code for name, code in functions.items() if f"run_block<vae_fast::{loop}" in name]
     assert codes and all(hint in code for code in codes)
+
+
+@pytest.mark.parametrize("name", ["Bernoulli", "Gaussian", "ContinuousBernoulli"])
+def test_large_gradients_are_streamed(functions, name):
+    """Between the steps, and not behind them: there they would all wait for memory at once."""
+    loop = f"run_block<vae_fast::{name}, float, {PARAMETERS[name]}"
+    codes = [code for function, code in functions.items() if loop in function]
+    assert codes and all(len(re.findall(r"\tv?movntdq", code)) >= 8 for code in codes)

@@ -1,12 +1,16 @@
 // What is kept of the memory of large results. torch.ops.vae_fast_memory gives it back, and says how much it is.
 #include "memory.h"
 
+#include "stream.h"
+
 #if defined(__linux__)
 #include <pthread.h>
 #include <sys/mman.h>
 #endif
 
+#include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <string_view>
@@ -120,6 +124,10 @@ class Cache {
   bool keeps_ = true;
 };
 
+// Bytes of a result from which on it is streamed. Below them it would cost whoever reads it next more than it saves;
+// what AMD's processors gain is not known.
+std::atomic<int64_t> stream_from{kIsIntel ? 16 << 20 : std::numeric_limits<int64_t>::max()};
+
 void give_back(void*, void* block) { Cache::only().give_back(std::unique_ptr<Block>(static_cast<Block*>(block))); }
 
 void empty_cache(StableIValue*, uint64_t, uint64_t) { Cache::only().clear(); }
@@ -128,7 +136,14 @@ void cached_bytes(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(Cache::only().kept_bytes());
 }
 
+// (bytes) -> what it was, for tests
+void exchange_stream_from(StableIValue* stack, uint64_t, uint64_t) {
+  stack[0] = torch::stable::detail::from(stream_from.exchange(torch::stable::detail::to<int64_t>(stack[0])));
+}
+
 }  // namespace
+
+bool is_streamed(int64_t bytes) { return bytes >= stream_from; }
 
 Tensor new_result(const int64_t* sizes, const int64_t* strides, int64_t dimensions, ScalarType type, const Place& cpu) {
   int64_t bytes = size_of(type);
@@ -149,11 +164,13 @@ Tensor new_result(const int64_t* sizes, const int64_t* strides, int64_t dimensio
 STABLE_TORCH_LIBRARY(vae_fast_memory, m) {
   m.def("empty_cache() -> ()");
   m.def("cached_bytes() -> int");
+  m.def("stream_from(int bytes) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vae_fast_memory, CompositeExplicitAutograd, m) {
   m.impl("empty_cache", &empty_cache);
   m.impl("cached_bytes", &cached_bytes);
+  m.impl("stream_from", &exchange_stream_from);
 }
 
 }  // namespace vae_fast

@@ -12,4 +12,7 @@ namespace vae_fast {
 // An uninitialised tensor on the CPU
 Tensor new_result(const int64_t* sizes, const int64_t* strides, int64_t dimensions, ScalarType type, const Place& cpu);
 
+// Whether a result of so many bytes is written past the caches (stream.h): one that no cache would hold until it is read
+bool is_streamed(int64_t bytes);
+
 }  // namespace vae_fast

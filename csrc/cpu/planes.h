@@ -21,7 +21,6 @@
 namespace vae_fast {
 
 constexpr int kTogether = 64;  // observations of a block
-constexpr int kLine = 64;      // bytes of a cache line
 constexpr int64_t kChunkParameters = 1 << 15, kMostInChunk = 1024;
 constexpr int64_t kMostAhead = 1 << 20;  // bytes of a row; longer ones are displaced before they are read
 

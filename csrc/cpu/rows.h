@@ -15,6 +15,7 @@
 #include "../accumulator.h"
 #include "matrix.h"
 #include "selection.h"
+#include "stream.h"
 
 namespace vae_fast {
 
@@ -23,6 +24,7 @@ constexpr int kBlock = 512;  // observations of one sum: 32 steps a lane, whose 
 constexpr int kPiece = 128;  // that a part of a step takes in turn: what it hands on stays in the first-level cache
 constexpr int64_t kChunk = 32 * kBlock;  // of a row, for one thread
 constexpr int64_t kGrain = 32768;        // observations that are worth a thread
+constexpr int64_t kUncached = 1 << 19;   // that a core's own caches don't hold
 constexpr int64_t kGroups = 64;          // of rows, where a gradient is summed over rows; fewer where rows are long
 constexpr int64_t kSums = 1 << 20;       // of such a gradient, over all groups
 
@@ -30,6 +32,7 @@ constexpr int64_t kSums = 1 << 20;       // of such a gradient, over all groups
 struct Gradient {
   Matrix to;  // absent: not asked for
   bool over_rows = false, over_columns = false;
+  bool streams = false;      // past the caches: it is more than they hold
   std::vector<double> sums;  // over columns: [rows, chunks]; over rows alone: [groups, columns]
 
   bool direct() const { return to.data && !over_rows && !over_columns; }
@@ -155,6 +158,7 @@ inline __attribute__((always_inline)) void settle_after(A& state, int i) {
 
 // Operands and results that are needed later: the next block's, where blocks are moved to and from a buffer. A move is a
 // burst that waits for memory, which has nothing to do during the steps before: then it is asked for what comes next.
+// Intel's processors gain where blocks lie in place, too; AMD's lose by it.
 template <int N>
 class Ahead {
  public:
@@ -177,10 +181,10 @@ class Ahead {
   int count_ = 0;
 };
 
-// n steps; n is a multiple of kLanes. fetch(i) before that of observation i, a multiple of kPiece
+// n steps; n is a multiple of kLanes. between(i) before that of observation i, a multiple of kPiece
 template <int GRADIENTS, class A, class T, class F>
 inline __attribute__((always_inline)) void take_steps(A& state, const T* const* parameters, const T* x,
-                                                      T* const* gradients, T scale, int n, const F& fetch) {
+                                                      T* const* gradients, T scale, int n, const F& between) {
   constexpr int K = A::kParameters, S = kSeen<A, Call::kStep>, PIECE = S > K ? kPiece : kStaged<A, T>;
   T carried[S - K + 1][kPiece];
   for (int begin = 0; begin < n; begin += PIECE) {
@@ -194,7 +198,7 @@ inline __attribute__((always_inline)) void take_steps(A& state, const T* const* 
       T* out[K];
       for (int k = 0; k < S; ++k) seen[k] = (k < K ? from[k] : carried[k - K]) + i;
       for (int k = 0; k < K; ++k) out[k] = to[k] + i;
-      if (i % kPiece == 0) fetch(begin + i);
+      if (i % kPiece == 0) between(begin + i);
       step_lanes<GRADIENTS, Call::kStep>(state, seen, x + begin + i, out, scale);
       settle_after(state, i);
     }
@@ -261,22 +265,28 @@ inline __attribute__((always_inline)) void add_others(A& state, const T* const* 
 template <class A, int GRADIENTS, class T, int N>
 inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
                                                         T* const* gradients, const bool* asked, T scale, int n,
-                                                        const Ahead<N>& ahead) {
+                                                        const Ahead<N>& ahead, Stream (&streams)[A::kParameters]) {
   constexpr int K = A::kParameters;
   const A fresh = start<A, T>(options, parameters[K - 1][0]);
   A state = fresh;
   T sums[kLanes] = {};
   const int whole = n - n % kLanes;
   const auto nothing = [](int) {};
+  bool idle = A::kParts == 1 && ahead.is_empty();
+  for (const Stream& stream : streams) idle = idle && !stream.is_open();
   for (int first = 0; first < whole; first += kSummed<A, T>) {
     const T* from[K];
     T* to[K];
     for (int k = 0; k < K; ++k) from[k] = parameters[k] + first, to[k] = gradients[k] + first;
     const int some = std::min(kSummed<A, T>, whole - first);
-    const auto fetch = [&](int i) __attribute__((always_inline)) { ahead.fetch(first + i); };
-    // To ask at every step whether it is time to fetch is a tenth of the shortest ones
-    if (A::kParts == 1 && ahead.is_empty()) take_steps<GRADIENTS>(state, from, x + first, to, scale, some, nothing);
-    else take_steps<GRADIENTS>(state, from, x + first, to, scale, some, fetch);
+    const auto memory = [&](int i) __attribute__((always_inline)) {
+      ahead.fetch(first + i);
+      for (int k = 0; k < GRADIENTS; ++k)
+        if (!A::kSparse && streams[k].is_open()) streams[k].advance((first + i) * static_cast<int>(sizeof(T)));
+    };
+    // To ask at every step whether it is time for memory is a tenth of the shortest ones
+    if (idle) take_steps<GRADIENTS>(state, from, x + first, to, scale, some, nothing);
+    else take_steps<GRADIENTS>(state, from, x + first, to, scale, some, memory);
     if constexpr (!A::kSparse) {
 #pragma GCC unroll 1
       for (int lane = 0; lane < kLanes; ++lane) sums[lane] += state.sum(lane);
@@ -309,13 +319,13 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
 template <class A, int GRADIENTS, class T, int N>
 inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
                                                    T* const* gradients, const bool* asked, T scale, int n,
-                                                   const Ahead<N>& ahead) {
+                                                   const Ahead<N>& ahead, Stream (&streams)[A::kParameters]) {
   if constexpr (A::kPlain) {
     constexpr T kZeros[A::kOptions] = {};
     if (std::all_of(options, options + A::kOptions, [](T option) { return option == 0; }))
-      return accumulate_with<A, GRADIENTS>(kZeros, parameters, x, gradients, asked, scale, n, ahead);
+      return accumulate_with<A, GRADIENTS>(kZeros, parameters, x, gradients, asked, scale, n, ahead, streams);
   }
-  return accumulate_with<A, GRADIENTS>(options, parameters, x, gradients, asked, scale, n, ahead);
+  return accumulate_with<A, GRADIENTS>(options, parameters, x, gradients, asked, scale, n, ahead, streams);
 }
 
 // A block's gradient, where it belongs: summed, rounded to its dtype, or already in place
@@ -353,18 +363,26 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   const T* in[K + 1];
   T *out[K], *target[K];
   Ahead<2 * K + 1> ahead;
+  const bool in_place = kIsIntel && A::kParts == 1 && p.rows * p.columns >= kUncached;
   const bool ends = column + n == p.columns;
   const int64_t next_row = ends ? row + 1 : row, next_column = ends ? 0 : column + n;
   for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, is_own<A, T>(k) ? n : 1, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
   for (int k = 0; k <= K; ++k)
-    if (in[k] == staged[k] || p.mask.data) ahead.add(k < K ? p.parameters[k] : p.x, next_row, next_column);
+    if (in[k] == staged[k] || p.mask.data || in_place) ahead.add(k < K ? p.parameters[k] : p.x, next_row, next_column);
   bool asked[K];
   for (int k = 0; k < K; ++k) asked[k] = p.gradients[k].to.data;
+  Stream streams[K];
   for (int k = 0; k < K; ++k) {
     const Gradient& g = p.gradients[k];
-    target[k] = out[k] = g.direct() ? destination(g.to, row, column, buffers[k]) : buffers[k];
-    if (g.direct() && (target[k] == buffers[k] || p.mask.data)) ahead.add(g.to, next_row, next_column);
+    target[k] = g.direct() ? destination(g.to, row, column, buffers[k]) : buffers[k];
+    if (g.streams && A::kParts == 1 && target[k] != buffers[k] && !p.mask.data) {
+      streams[k] = {buffers[k], target[k]};
+      target[k] = buffers[k];
+    } else if (g.direct() && (target[k] == buffers[k] || p.mask.data || in_place)) {
+      ahead.add(g.to, next_row, next_column);
+    }
+    out[k] = target[k];
   }
 
   const double weight = p.row_weight(row);
@@ -382,9 +400,13 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   T options[A::kOptions + 1];
   for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
   const T scale = static_cast<T>(weight * p.scale);
+  bool changed = scale == 0;
   if (count > 0) {
-    const T value = accumulate<A, GRADIENTS>(options, in, in[K], out, asked, scale, count, ahead);
-    if (GRADIENTS && A::kLosesNaN && value != value) pass_nan<A, GRADIENTS>(in, out, count);
+    const T value = accumulate<A, GRADIENTS>(options, in, in[K], out, asked, scale, count, ahead, streams);
+    if (GRADIENTS && A::kLosesNaN && value != value) {
+      pass_nan<A, GRADIENTS>(in, out, count);
+      changed = true;
+    }
     p.values[p.cell(row, column)] += value;
   }
   for (int k = 0; k < GRADIENTS; ++k) {
@@ -392,7 +414,8 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
     if (!g.to.data) continue;
     if (scale == 0) std::fill(out[k], out[k] + count, T(0));
     if (count != n) unpack(selected.bits, out[k], n, target[k]);
-    deliver(p, g, target[k], buffers[k], row, column, n, group);
+    if (streams[k].is_open()) streams[k].finish(n * static_cast<int64_t>(sizeof(T)), changed);
+    else deliver(p, g, target[k], buffers[k], row, column, n, group);
   }
 }
 
@@ -472,6 +495,7 @@ inline void run_together(const std::vector<Work>& works) {
   torch::stable::parallel_for(0, shares, std::max<int64_t>(1, kGrain * shares / observations),
                               [&](int64_t begin, int64_t end) {
                                 for (const Work& w : works) w.run(begin * w.units / shares, end * w.units / shares);
+                                end_streams();
                               });
   for (const Work& w : works) w.finish();
 }

@@ -1,0 +1,109 @@
+"""Gradients that are written past the caches: the same bits, wherever their lines begin and whatever is in them."""
+
+import pytest
+import torch
+from operands import levels, target
+from torch import Tensor
+
+import vae_fast
+from vae_fast.likelihoods import LIKELIHOODS
+
+ELEMENTS = [name for name, entry in LIKELIHOODS.items() if not entry.joint]
+NEVER = 2**62
+
+pytestmark = pytest.mark.skipif("cpp        cpu   available" not in vae_fast.report(), reason="no C++")
+
+
+@pytest.fixture
+def stream_from():
+    """bytes -> results of so many are streamed from now on."""
+    before = torch.ops.vae_fast_memory.stream_from(NEVER)
+    yield torch.ops.vae_fast_memory.stream_from
+    torch.ops.vae_fast_memory.stream_from(before)
+
+
+def operands(name: str, rows: int, columns: int, dtype: torch.dtype) -> list:
+    """An operator's, up to its weight: parameters of their own for each observation, x, the options."""
+    entry = LIKELIHOODS[name]
+    positive = entry.counts or name == "bernoulli_probs"
+    parameters = [
+        (torch.rand(rows, columns) * 0.8 + 0.1 if positive else torch.randn(rows, columns)).to(dtype)
+        for _ in entry.parameters
+    ]
+    if entry.per_row:
+        parameters[-1] = parameters[-1][:, :1]
+    if "levels" in entry.options:
+        x = levels((rows, columns))
+        return [*parameters, x, *entry.numbers(entry.options_for({}, x))]
+    if entry.counts:
+        return [*parameters, torch.poisson(torch.rand(rows, columns)), *(0.0 for _ in entry.options)]
+    return [*parameters, target((rows, columns)), *(0.0 for _ in entry.options)]
+
+
+def both_ways(stream_from, operator, *arguments) -> list[tuple[Tensor, Tensor]]:
+    """Each result, kept in the caches and streamed."""
+    found = []
+    for least in (NEVER, 0):
+        stream_from(least)
+        found.append(operator(*arguments))
+    return [*zip(*found, strict=True)]
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("columns", [1, 3, 15, 16, 17, 129, 784, 1100])
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_likelihoods(name, columns, dtype, stream_from, poisoned):
+    arguments = operands(name, 37, columns, dtype)
+    count = len(LIKELIHOODS[name].parameters)
+    operator = getattr(torch.ops.vae_fast, f"{name}_nll")
+    for kept, streamed in both_ways(stream_from, operator, *arguments, None, None, 2**count - 1):
+        assert kept.isfinite().all() and same_bits(kept, streamed)
+
+
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_rows_that_are_changed_after_they_are_computed(name, stream_from, poisoned):
+    """Weights of 0, NaN among parameters and observations, a mask."""
+    arguments = operands(name, 37, 784, torch.float32)
+    arguments[0][5, 700] = arguments[0][9, 3] = torch.nan
+    arguments[len(LIKELIHOODS[name].parameters)][11, 130] = torch.nan
+    weight = torch.rand(37) + 0.1
+    weight[[0, 5, 20]] = 0
+    asked = 2 ** len(LIKELIHOODS[name].parameters) - 1
+    operator = getattr(torch.ops.vae_fast, f"{name}_nll")
+    for mask in (None, torch.rand(37, 784) > 0.3):
+        results = both_ways(stream_from, operator, *arguments, weight, mask, asked)
+        for kept, streamed in results:
+            assert same_bits(kept.nan_to_num(1234.0), streamed.nan_to_num(1234.0))
+        nll, gradient = results[0][1], results[1][1]
+        assert (gradient[[0, 5, 20]] == 0).all()
+        assert mask is not None or (nll[9].isnan() and gradient[9, 3].isnan())
+
+
+@pytest.mark.parametrize("threads_used", [1, 2, 7])
+def test_divergences_and_losses(threads_used, stream_from, threads, poisoned):
+    torch.set_num_threads(threads_used)
+    posterior = [torch.randn(300, 130) for _ in range(4)]
+    operators = torch.ops.vae_fast
+    calls = [
+        (operators.gaussian_kl, *posterior[:2], None, None, None, 3),
+        (operators.gaussian_kl, *posterior, None, 15),
+        (operators.monte_carlo_kl, torch.randn(300, 130), *posterior, None, 31),
+    ]
+    logits, x = torch.randn(300, 784), torch.rand(300, 784)
+    objective = (None, None, None, 0.7, 1 / 300, True)
+    calls.append((operators.elbo_bernoulli, logits, x, *posterior[:2], None, None, *objective, 7))
+    for operator, *arguments in calls:
+        for kept, streamed in both_ways(stream_from, operator, *arguments):
+            assert same_bits(kept, streamed)
+
+
+def test_half_precision_and_shared_parameters_are_as_ever(stream_from):
+    """Gradients that are rounded on their way, or summed, aren't streamed."""
+    mean, logvar, x = torch.randn(64, 784).bfloat16(), torch.randn(1, 784), torch.rand(64, 784)
+    operator = torch.ops.vae_fast.gaussian_nll
+    for kept, streamed in both_ways(stream_from, operator, mean, logvar, x, None, None, 3):
+        assert same_bits(kept, streamed)
