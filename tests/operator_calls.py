@@ -219,8 +219,10 @@ def streaming(always: bool) -> Iterator[None]:
     """Gradients of any size are written past the caches, or none."""
     stream_from = torch.ops.vae_fast_memory.stream_from
     before = stream_from(0 if always else 2**62)
-    yield
-    stream_from(before)
+    try:
+        yield
+    finally:
+        stream_from(before)
 
 
 def tensors(result: Any) -> Iterator[Tensor]:

@@ -1,5 +1,9 @@
 """Gradients that are written past the caches: the same bits, wherever their lines begin and whatever is in them."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from operands import levels, target
@@ -10,6 +14,7 @@ from vae_fast.likelihoods import LIKELIHOODS
 
 ELEMENTS = [name for name, entry in LIKELIHOODS.items() if not entry.joint]
 NEVER = 2**62
+CPUINFO = Path("/proc/cpuinfo")
 
 pytestmark = pytest.mark.skipif("cpp        cpu   available" not in vae_fast.report(), reason="no C++")
 
@@ -20,6 +25,13 @@ def stream_from():
     before = torch.ops.vae_fast_memory.stream_from(NEVER)
     yield torch.ops.vae_fast_memory.stream_from
     torch.ops.vae_fast_memory.stream_from(before)
+
+
+@pytest.mark.skipif(not CPUINFO.exists(), reason="which processor it is, is not known")
+def test_from_which_size_on():
+    code = "import torch, vae_fast; print(torch.ops.vae_fast_memory.stream_from(0))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(found) == (2**23 if "GenuineIntel" in CPUINFO.read_text() else 2**63 - 1)
 
 
 def operands(name: str, rows: int, columns: int, dtype: torch.dtype) -> list:
@@ -81,6 +93,17 @@ def test_rows_that_are_changed_after_they_are_computed(name, stream_from, poison
         nll, gradient = results[0][1], results[1][1]
         assert (gradient[[0, 5, 20]] == 0).all()
         assert mask is not None or (nll[9].isnan() and gradient[9, 3].isnan())
+
+
+def test_gradients_that_are_multiplied_by_0(stream_from, poisoned):
+    """beta = 0: whatever the steps compute, NaN too."""
+    mu, logvar, logits, x = torch.randn(37, 300), torch.randn(37, 300), torch.randn(37, 784), torch.rand(37, 784)
+    mu[3, 5], mu[4, 6], logvar[7, 200] = torch.inf, torch.nan, torch.inf
+    objective = (None, None, None, 0.0, 1.0, True)
+    operator = torch.ops.vae_fast.elbo_bernoulli
+    results = both_ways(stream_from, operator, logits, x, mu, logvar, None, None, *objective, 7)
+    for gradients in results[4:6]:
+        assert all((gradient == 0).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("threads_used", [1, 2, 7])

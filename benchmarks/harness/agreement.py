@@ -71,7 +71,7 @@ class Gate:
         expected, truth = self.truth(name, outputs, incoming)
         for got, want in zip(outputs, expected, strict=True):
             relative = torch.finfo(got.dtype).eps / 2 + VALUE_TOLERANCE
-            close(case, f"{name}'s output", got.double() + opponent.shift(case.shape), want, relative)
+            close(case, f"{name}'s output", got.detach().double() + opponent.shift(case.shape), want, relative)
         slack = opponent.arrange(case.slack(outputs, incoming)) if case.slack else [None] * len(found)
         allowed = GRADIENT_TOLERANCE if name == "ours" else max(GRADIENT_TOLERANCE, case.usual_error)
         worst = 0.0

@@ -1,4 +1,5 @@
-// What is kept of the memory of large results. torch.ops.vae_fast_memory gives it back, and says how much it is.
+// What is kept of the memory of large results, and from which size on they are written past the caches (stream.h).
+// torch.ops.vae_fast_memory gives back what is kept, says how much it is, and sets the size.
 #include "memory.h"
 
 #include "stream.h"
@@ -126,7 +127,7 @@ class Cache {
 
 // Bytes of a result from which on it is streamed. Below them it would cost whoever reads it next more than it saves;
 // what AMD's processors gain is not known.
-std::atomic<int64_t> stream_from{kIsIntel ? 16 << 20 : std::numeric_limits<int64_t>::max()};
+std::atomic<int64_t> stream_from{kIsIntel ? 8 << 20 : std::numeric_limits<int64_t>::max()};
 
 void give_back(void*, void* block) { Cache::only().give_back(std::unique_ptr<Block>(static_cast<Block*>(block))); }
 

@@ -32,7 +32,7 @@ constexpr int64_t kSums = 1 << 20;       // of such a gradient, over all groups
 struct Gradient {
   Matrix to;  // absent: not asked for
   bool over_rows = false, over_columns = false;
-  bool streams = false;      // past the caches: it is more than they hold
+  bool past_caches = false;  // it is written there (stream.h)
   std::vector<double> sums;  // over columns: [rows, chunks]; over rows alone: [groups, columns]
 
   bool direct() const { return to.data && !over_rows && !over_columns; }
@@ -172,7 +172,7 @@ class Ahead {
   // kPiece observations. Were it not inlined at once, GCC would see no effect in it, and leave it out.
   inline __attribute__((always_inline)) void fetch(int from) const {
     for (int k = 0; k < count_; ++k)
-      for (int byte = 0; byte < kPiece * bytes_[k]; byte += 64) __builtin_prefetch(first_[k] + from * bytes_[k] + byte);
+      for (int byte = 0; byte < kPiece * bytes_[k]; byte += kLine) __builtin_prefetch(first_[k] + from * bytes_[k] + byte);
   }
 
  private:
@@ -282,7 +282,7 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
     const auto memory = [&](int i) __attribute__((always_inline)) {
       ahead.fetch(first + i);
       for (int k = 0; k < GRADIENTS; ++k)
-        if (!A::kSparse && streams[k].is_open()) streams[k].advance((first + i) * static_cast<int>(sizeof(T)));
+        if (!A::kSparse && streams[k].is_open()) streams[k].advance((first + i) * static_cast<int64_t>(sizeof(T)));
     };
     // To ask at every step whether it is time for memory is a tenth of the shortest ones
     if (idle) take_steps<GRADIENTS>(state, from, x + first, to, scale, some, nothing);
@@ -372,11 +372,14 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
     if (in[k] == staged[k] || p.mask.data || in_place) ahead.add(k < K ? p.parameters[k] : p.x, next_row, next_column);
   bool asked[K];
   for (int k = 0; k < K; ++k) asked[k] = p.gradients[k].to.data;
+  const double weight = p.row_weight(row);
+  const T scale = static_cast<T>(weight * p.scale);
+  const bool zeroed = scale == 0 && weight != 0;  // after the steps
   Stream streams[K];
   for (int k = 0; k < K; ++k) {
     const Gradient& g = p.gradients[k];
     target[k] = g.direct() ? destination(g.to, row, column, buffers[k]) : buffers[k];
-    if (g.streams && A::kParts == 1 && target[k] != buffers[k] && !p.mask.data) {
+    if (g.past_caches && A::kParts == 1 && target[k] != buffers[k] && !p.mask.data && !zeroed) {
       streams[k] = {buffers[k], target[k]};
       target[k] = buffers[k];
     } else if (g.direct() && (target[k] == buffers[k] || p.mask.data || in_place)) {
@@ -385,7 +388,6 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
     out[k] = target[k];
   }
 
-  const double weight = p.row_weight(row);
   const Selection<N> selected(p.mask, weight, row, column, n);
   const int count = selected.count;
   if (count != n) {
@@ -399,8 +401,7 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
 
   T options[A::kOptions + 1];
   for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
-  const T scale = static_cast<T>(weight * p.scale);
-  bool changed = scale == 0;
+  bool changed = false;
   if (count > 0) {
     const T value = accumulate<A, GRADIENTS>(options, in, in[K], out, asked, scale, count, ahead, streams);
     if (GRADIENTS && A::kLosesNaN && value != value) {
