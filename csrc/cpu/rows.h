@@ -172,7 +172,8 @@ class Ahead {
   // kPiece observations. Were it not inlined at once, GCC would see no effect in it, and leave it out.
   inline __attribute__((always_inline)) void fetch(int from) const {
     for (int k = 0; k < count_; ++k)
-      for (int byte = 0; byte < kPiece * bytes_[k]; byte += kLine) __builtin_prefetch(first_[k] + from * bytes_[k] + byte);
+      for (int byte = 0; byte < kPiece * bytes_[k]; byte += kLine)
+        __builtin_prefetch(first_[k] + from * bytes_[k] + byte);
   }
 
  private:
