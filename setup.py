@@ -3,10 +3,12 @@
 The libraries, `vae_fast/_C_cpu.so` and `vae_fast/_C_cuda.so`, are plain shared objects that `torch.ops.load_library`
 loads. They are built on PyTorch's stable ABI and know nothing of Python: one file serves every Python and every torch
 from 2.11 on. The CUDA kernels need nvcc to be built, and neither a GPU nor a torch that is built with CUDA.
+Autograd's nodes, `vae_fast/_C_autograd.so`, serve the very torch that they were built with; with any other, or without
+them, the package's own in Python do the same, some microseconds a call later.
 The environment says what to build:
 
     VAE_FAST_BUILD      auto (default): what can be built here; what can't is skipped, and the reason recorded
-                        cpu: the C++ kernels, or an error
+                        cpu: the C++ kernels, or an error; autograd's nodes too if they can be
                         cuda: the C++ and the CUDA kernels, or an error
                         none: pure Python
     CXX                 the compiler (default: the first of c++, g++, clang++)
@@ -38,10 +40,12 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 REQUESTED = {"auto": (), "cpu": ("cpu",), "cuda": ("cpu", "cuda"), "none": ()}
+PARTS = {"cpu": "kernels", "cuda": "kernels", "autograd": "nodes"}  # what the libraries hold
 OLDEST_TORCH = (2, 11)
 FLAGS = ["-std=c++17", "-O3", "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)]
 HOST_FLAGS = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS = [*FLAGS, *HOST_FLAGS, "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+NODE_FLAGS = ["-std=c++20", "-O2", *HOST_FLAGS]  # what headers of torch beyond the stable ABI ask for
 NVCC_FLAGS = [*FLAGS, "-DUSE_CUDA", "--threads=2", f"-Xcompiler={','.join(HOST_FLAGS)}"]
 # libtorch_cpu.so has the stable ABI; named without version or folder, it is the one that torch has loaded.
 LINK_FLAGS = {
@@ -54,6 +58,7 @@ ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 # linker is shown an empty one of its name.
 TORCH_CUDA = ("aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg")
 OBJECTS = Path("build", "objects")
+SHARED_HEADERS = ("csrc/*.h", "csrc/likelihoods/*.h")
 
 
 def find_torch() -> Path | None:
@@ -98,7 +103,8 @@ def run_compiler(command: list[str], what: str) -> None:
 class Cxx:
     """The C++ compiler, which also links."""
 
-    language, sources, headers = "C++", "csrc/cpu/**/*.cpp", ("*.h",)
+    language, sources = "C++", "csrc/cpu/**/*.cpp"
+    headers: tuple[str, ...] = (*SHARED_HEADERS, "csrc/cpu/**/*.h")
     to_host = ""  # what goes before a flag
 
     @cached_property
@@ -127,10 +133,26 @@ class Cxx:
         return {"compiler": self.version, "flags": shlex.join(self.flags())}
 
 
+class Nodes(Cxx):
+    """The same for autograd's nodes, on torch's own C++ API."""
+
+    language, sources, headers = "autograd", "csrc/autograd/*.cpp", ("csrc/autograd/*.h",)
+
+    def flags(self) -> list[str]:
+        return NODE_FLAGS + flags_from("CXXFLAGS")
+
+    def libraries(self) -> list[str]:
+        return ["-lc10"] if sys.platform == "linux" else []
+
+    def record(self) -> dict[str, object]:
+        return {"autograd_flags": shlex.join(self.flags())}
+
+
 class Nvcc:
     """The CUDA compiler, with a C++ compiler for the host's part."""
 
-    language, sources, headers = "CUDA", "csrc/cuda/**/*.cu", ("*.h", "*.cuh")
+    language, sources = "CUDA", "csrc/cuda/**/*.cu"
+    headers = (*SHARED_HEADERS, "csrc/cuda/**/*.h", "csrc/cuda/**/*.cuh")
     to_host = "-Xcompiler="
 
     def __init__(self, host: Cxx) -> None:
@@ -205,7 +227,7 @@ class Plan:
         if self.switch not in REQUESTED:
             raise SystemExit(f"VAE_FAST_BUILD={self.switch}: expected one of {', '.join(REQUESTED)}")
         self.host = Cxx()
-        self.compilers: dict[str, Cxx | Nvcc] = {"cpu": self.host, "cuda": Nvcc(self.host)}
+        self.compilers: dict[str, Cxx | Nvcc] = {"cpu": self.host, "cuda": Nvcc(self.host), "autograd": Nodes()}
         self.torch = find_torch()
         self.torch_version = torch_version(self.torch) if self.torch else None
 
@@ -213,12 +235,12 @@ class Plan:
         return sorted(Path().glob(self.compilers[kind].sources))
 
     def obstacle(self, kind: str) -> str | None:
-        """Why the kernels of `kind` ("cpu" or "cuda") can't or shan't be built, None if they can."""
+        """Why the library of `kind` can't or shan't be built, None if it can."""
         compiler = self.compilers[kind]
         if self.switch == "none" or (self.switch == "cpu" and kind == "cuda"):
             return f"VAE_FAST_BUILD={self.switch} was set when vae_fast was built"
         if not self.sources(kind):
-            return f"this source tree has no {compiler.language} kernels ({compiler.sources})"
+            return f"this source tree has no {compiler.language} {PARTS[kind]} ({compiler.sources})"
         if sys.platform not in LINK_FLAGS:
             return f"vae_fast has no build for {sys.platform}"
         return compiler.obstacle() or self.torch_obstacle()
@@ -265,7 +287,7 @@ class BuildLibraries(build_ext):
         PLAN.insist(skipped)
         for kind, reason in skipped.items():
             self.library(kind).unlink(missing_ok=True)
-            sys.stderr.write(f"vae_fast: WITHOUT the {kind} kernels: {reason}\n")
+            sys.stderr.write(f"vae_fast: WITHOUT the {kind} {PARTS[kind]}: {reason}\n")
         self.write_record(skipped)
 
     def library(self, kind: str) -> Path:
@@ -292,7 +314,7 @@ class BuildLibraries(build_ext):
         command += [f"{compiler.to_host}-ffile-prefix-map={PLAN.torch}=torch", "-c", str(source)]
         made_by = zlib.crc32(f"{command} {compiler.version} {PLAN.host.version} {PLAN.torch_version}".encode())
         target = OBJECTS / f"{source.stem}-{made_by:08x}.o"
-        headers = [path for pattern in compiler.headers for path in Path("csrc").rglob(pattern)]
+        headers = [path for pattern in compiler.headers for path in Path().glob(pattern)]
         newest = max(path.stat().st_mtime for path in [source, *headers])
         if not target.exists() or target.stat().st_mtime <= newest:
             run_compiler([*command, "-o", str(target)], str(source))

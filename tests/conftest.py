@@ -67,6 +67,18 @@ def seeded() -> None:
     torch.manual_seed(20140416)
 
 
+@pytest.fixture(params=["C++", "Python"])
+def nodes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test with autograd's nodes in C++, and with those in Python."""
+    from vae_fast.ops import latent, library, onepass
+
+    if request.param == "C++" and (library.PYTHON_NODES is not None or torch.get_default_device().type != "cpu"):
+        pytest.skip(f"no nodes in C++: {library.PYTHON_NODES}")
+    if request.param == "Python":
+        for module in (onepass, latent):
+            monkeypatch.setattr(module, "has_native_nodes", lambda t: False)
+
+
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """Fresh memory holds NaN, so that an output that is never written shows."""

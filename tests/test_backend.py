@@ -292,3 +292,22 @@ def test_why_the_cuda_library_is_not_loaded(monkeypatch, tmp_path, files, cuda, 
     monkeypatch.setattr(library, "_FOLDER", tmp_path)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     assert re.search(reason, library._load("cuda", "CUDA"))
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"_build.json": '{"skipped": {"autograd": "no gcc"}}'}, "the autograd library was not built: no gcc$"),
+        ({"_C_autograd.so": ""}, "built with torch None, this is "),
+        ({"_C_autograd.so": "", "_build.json": '{"torch": "2.11.0"}'}, "built with torch 2.11.0, this is "),
+        (
+            {"_C_autograd.so": "", "_build.json": f'{{"torch": "{torch.__version__}"}}'},
+            "did not load: .*_C_autograd.so",
+        ),
+    ],
+)
+def test_nodes_in_cpp_are_loaded_into_the_torch_that_they_were_built_with(monkeypatch, tmp_path, files, reason):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    assert re.search(reason, library._load("autograd", "autograd"))

@@ -78,12 +78,14 @@ def record_of(wheel: Path) -> dict:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of this source tree, with one small C++ file and its header in place of the kernels."""
+    """A copy of this source tree, with small C++ files in place of the kernels, and one header, and of the nodes."""
     copy = copy_tree(tmp_path / "tree")
     shutil.rmtree(copy / "csrc")
     (copy / "csrc/cpu").mkdir(parents=True)
     (copy / "csrc/one.h").write_text("inline int one() { return 1; }\n")
     (copy / "csrc/cpu/two.cpp").write_text('#include "../one.h"\nint two() { return 2 * one(); }\n')
+    (copy / "csrc/autograd").mkdir()
+    (copy / "csrc/autograd/node.cpp").write_text("int node() { return 3; }\n")
     return copy
 
 
@@ -173,7 +175,7 @@ def test_without_nvcc_the_rest_is_built_and_the_reason_said_and_recorded(cuda_tr
     record = record_of(wheel_of(cuda_tree, done))
     reason = "no nvcc: `/nonexistent/nvcc` can't be run (install the CUDA toolkit or set NVCC)"
     assert f"vae_fast: WITHOUT the cuda kernels: {reason}" in done.stderr
-    assert record["built"] == ["cpu"] and record["skipped"] == {"cuda": reason}
+    assert record["built"] == ["autograd", "cpu"] and record["skipped"] == {"cuda": reason}
     assert "nvcc" not in record and "architectures" not in record
 
 
@@ -195,7 +197,7 @@ def test_nvcc_is_found_and_what_it_built_recorded(cuda_tree, toolkit, found_by):
     assert re.fullmatch(r"vae_fast-0\.1\.0-py3-none-(linux|macosx)_\w+\.whl", wheel.name)
     assert {"vae_fast/_C_cpu.so", "vae_fast/_C_cuda.so"} <= set(zipfile.ZipFile(wheel).namelist())
     record = record_of(wheel)
-    assert record["built"] == ["cpu", "cuda"] and record["skipped"] == {}
+    assert record["built"] == ["autograd", "cpu", "cuda"] and record["skipped"] == {}
     assert record["nvcc"] == "12.4.131"
     assert record["architectures"] == ["80", "86", "90"]
     assert record["architectures_left_out"] == ["89", "100", "120"]
@@ -233,7 +235,7 @@ def test_an_nvcc_that_fails_is_shown_and_recorded_and_fails_if_cuda_was_asked_fo
     done = build(cuda_tree, NVCC=nvcc)
     record = record_of(wheel_of(cuda_tree, done))
     assert "csrc/cuda/three.cu:1:2: error: #error out of order" in done.stderr
-    assert record["built"] == ["cpu"]
+    assert record["built"] == ["autograd", "cpu"]
     assert re.match(r"`.*/nvcc` failed on csrc/cuda/three\.cu: .*out of order", record["skipped"]["cuda"])
     assert build(cuda_tree, NVCC=nvcc, VAE_FAST_BUILD="cuda").returncode != 0
 
@@ -257,9 +259,11 @@ def test_cuda_objects_are_made_again_when_their_headers_have_changed(cuda_tree, 
     (cuda_tree / "csrc/cuda/own.cuh").write_text('#include "../one.h"\n\n')
     second = objects_made()
     assert second["two"] == first["two"] and second["thr"] != first["thr"]
+    (cuda_tree / "csrc/cpu/own.h").write_text("\n")
+    assert objects_made()["thr"] == second["thr"]
     (cuda_tree / "csrc/one.h").write_text("inline int one() { return 1 + 0; }\n")
     third = objects_made()
-    assert third["two"] != second["two"] and third["thr"] != second["thr"]
+    assert third["two"] != second["two"] and third["thr"] != second["thr"] and third["nod"] == first["nod"]
 
 
 @needs_compiler
@@ -284,7 +288,7 @@ def test_a_compile_error_is_shown_and_recorded_and_fails_if_cpu_was_asked_for(tr
     done = build(tree)
     wheel = wheel_of(tree, done)
     assert "csrc/cpu/two.cpp:1:2: error: #error out of order" in done.stderr
-    assert wheel.name.endswith("-py3-none-any.whl")
+    assert record_of(wheel)["built"] == ["autograd"]
     assert "failed on csrc/cpu/two.cpp" in record_of(wheel)["skipped"]["cpu"]
     assert "out of order" in record_of(wheel)["skipped"]["cpu"]
     assert build(tree, VAE_FAST_BUILD="cpu").returncode != 0
@@ -297,10 +301,19 @@ def test_an_object_is_made_again_when_a_header_has_changed(tree):
         return {path: path.stat().st_mtime_ns for path in (tree / "build/objects").iterdir()}
 
     first = objects_made()
-    assert len(first) == 1
+    assert len(first) == 2
     assert objects_made() == first
     (tree / "csrc/one.h").write_text("inline int one() { return 1 + 0; }\n")
     assert objects_made() != first
+
+
+@needs_compiler
+def test_without_nodes_the_kernels_are_built_and_the_reason_said_and_recorded(tree):
+    (tree / "csrc/autograd/node.cpp").write_text("#error torch has changed\n")
+    done = build(tree, VAE_FAST_BUILD="cpu")
+    record = record_of(wheel_of(tree, done))
+    assert "vae_fast: WITHOUT the autograd nodes: `" in done.stderr
+    assert record["built"] == ["cpu"] and "torch has changed" in record["skipped"]["autograd"]
 
 
 @needs_compiler
@@ -343,22 +356,25 @@ def test_a_build_asks_for_torch_only_where_it_is_missing(tree, tmp_path, version
 def test_the_compiled_wheel_fits_every_python_and_holds_no_tests(compiled_wheel):
     assert re.fullmatch(r"vae_fast-0\.1\.0-py3-none-(linux|macosx)_\w+\.whl", compiled_wheel.name)
     names = zipfile.ZipFile(compiled_wheel).namelist()
-    assert {"vae_fast/_C_cpu.so", "vae_fast/_build.json", "vae_fast/py.typed"} <= set(names)
+    assert {"vae_fast/_C_cpu.so", "vae_fast/_C_autograd.so", "vae_fast/_build.json", "vae_fast/py.typed"} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"vae_fast"}
     assert not [name for name in names if "tests" in Path(name).parts or Path(name).name.startswith("test_")]
     record = record_of(compiled_wheel)
-    assert record["built"] == ["cpu"]
+    assert record["built"] == ["autograd", "cpu"]
     assert record["compiler"] and record["torch"] and "-O3" in record["flags"]
 
 
 @needs_compiler
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not on this machine")
-def test_the_library_names_no_python_no_torch_version_and_no_folder_of_this_machine(compiled_wheel, tmp_path):
-    library = Path(zipfile.ZipFile(compiled_wheel).extract("vae_fast/_C_cpu.so", tmp_path))
+@pytest.mark.parametrize(("kind", "beside"), [("cpu", set()), ("autograd", {"libc10.so"})])
+def test_a_library_names_no_python_no_torch_version_and_no_folder_of_this_machine(
+    compiled_wheel, tmp_path, kind, beside
+):
+    library = Path(zipfile.ZipFile(compiled_wheel).extract(f"vae_fast/_C_{kind}.so", tmp_path))
     shown = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
-    needed = set(re.findall(r"NEEDED.*\[(.+)\]", shown))
+    needed = set(re.findall(r"NEEDED.*\[(?!ld-linux)(.+)\]", shown))  # but the loader
     assert "libtorch_cpu.so" in needed
-    assert needed <= {"libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6"}
+    assert needed - beside <= {"libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6"}
     assert "RPATH" not in shown and "RUNPATH" not in shown
     torch = Path(str(importlib.util.find_spec("torch").origin)).parent
     for folder in (torch, ROOT, compiled_wheel.parents[1]):

@@ -7,6 +7,7 @@ from operands import leaf
 import vae_fast
 from vae_fast import ELBOLoss
 
+pytestmark = pytest.mark.usefixtures("nodes")
 B, D, Z = 8, 40, 3
 REDUCTIONS = ("mean", "none")
 

@@ -56,7 +56,7 @@ def reparameterize(
     seed = _seed("reparameterize", seed, generator, mu.device)
     rows = rows_of(mu), rows_of(logvar)
     if use_reference(*rows):
-        return reference.reparameterize(*rows, seed).reshape(mu.shape)
+        return reference.reparameterize(*rows, _drawn(seed, mu.device)).reshape(mu.shape)
     return like(_latent.sample(*rows, None, seed, divergence=False), mu)
 
 
@@ -76,7 +76,7 @@ def sample_kl(
     seed = _seed("sample_kl", seed, generator, mu.device)
     rows, prior = (rows_of(mu), rows_of(logvar)), prior_rows("sample_kl", prior, mu)
     if use_reference(*rows, *(prior or ())):
-        z, kl = reference.sample_kl(*rows, seed, prior)
+        z, kl = reference.sample_kl(*rows, _drawn(seed, mu.device), prior)
     else:
         z, kl = _latent.sample(*rows, prior, seed, divergence=True)
     return like(z, mu), kl
@@ -531,10 +531,16 @@ def weighted_monte_carlo_kl(
     return _onepass.apply(_latent.MONTE_CARLO_KL, *rows, *prior, weight)
 
 
-def _seed(owner: str, seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """A 0-dim int64 tensor on the device: the user's, or drawn."""
+def _drawn(seed: Tensor | None, device: torch.device) -> Tensor:
+    return _latent.draw_seed(device) if seed is None else seed
+
+
+def _seed(
+    owner: str, seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device
+) -> Tensor | None:
+    """A 0-dim int64 tensor on the device: the user's, or drawn by their generator. None: torch's shall draw it."""
     if seed is None:
-        return torch.randint(2**63 - 1, (), generator=generator, device=device)
+        return None if generator is None else _latent.draw_seed(device, generator)
     if generator is not None:
         raise ValueError(f"{owner}: pass seed or generator, not both")
     if hasattr(seed, "__index__") and not isinstance(seed, Tensor):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vae_fast import reference
-from vae_fast.ops.library import LIBRARY, define, recording
+from vae_fast.ops.library import LIBRARY, PYTHON_NODES, define, recording
 from vae_fast.ops.likelihoods import differentiate, empty_gradients, pair
-from vae_fast.ops.onepass import Function, OnePassOperator, autograd_kernel, differentiates_once, wants_gradient
+from vae_fast.ops.onepass import Function, differentiates_once, has_native_nodes, one_pass, wants_gradient
 
 _POSTERIOR = "Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar"
 _GRADIENTS = "Tensor dmu, Tensor dlogvar, Tensor dprior_mu, Tensor dprior_logvar"
@@ -88,7 +88,7 @@ SAMPLE_KL_BACKWARD = define(
     _backward_fake,
     recording(_backward_kernel),
 )
-GAUSSIAN_KL = OnePassOperator(
+GAUSSIAN_KL = one_pass(
     define(
         f"gaussian_kl({_POSTERIOR}, Tensor? weight, int asked) -> (Tensor kl, {_GRADIENTS})",
         _kl_fake,
@@ -99,7 +99,7 @@ GAUSSIAN_KL = OnePassOperator(
     rows=0,
     weight=4,
 )
-MONTE_CARLO_KL = OnePassOperator(
+MONTE_CARLO_KL = one_pass(
     define(
         "monte_carlo_kl(Tensor z, Tensor mu, Tensor logvar, Tensor prior_mu, Tensor prior_logvar, "
         f"Tensor? weight, int asked) -> (Tensor kl, Tensor dz, {_GRADIENTS})",
@@ -111,8 +111,6 @@ MONTE_CARLO_KL = OnePassOperator(
     rows=0,
     weight=5,
 )
-LIBRARY.impl("gaussian_kl", autograd_kernel(GAUSSIAN_KL), "Autograd")
-LIBRARY.impl("monte_carlo_kl", autograd_kernel(MONTE_CARLO_KL), "Autograd")
 
 
 class SampleKl(Function):
@@ -163,9 +161,19 @@ LIBRARY.impl("reparameterize", _reparameterize_autograd, "Autograd")
 LIBRARY.impl("sample_kl", _sample_kl_autograd, "Autograd")
 
 
-def sample(mu: Tensor, logvar: Tensor, prior: Any, seed: Tensor, divergence: bool) -> Any:
-    """z, or (z, kl) with `divergence`; differentiable."""
+def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    return torch.randint(2**63 - 1, (), generator=generator, device=device)
+
+
+def sample(mu: Tensor, logvar: Tensor, prior: Any, seed: Tensor | None, divergence: bool) -> Any:
+    """z, or (z, kl) with `divergence`; differentiable. Without a seed torch's generator draws one."""
     prior_mu, prior_logvar = prior if prior is not None else (None, None)
+    if PYTHON_NODES is None and not torch.compiler.is_compiling() and has_native_nodes(mu):
+        native = torch.ops.vae_fast_autograd
+        if divergence:
+            return native.sample_kl.default(mu, logvar, prior_mu, prior_logvar, seed)
+        return native.reparameterize.default(mu, logvar, seed)
+    seed = draw_seed(mu.device) if seed is None else seed
     if torch.compiler.is_compiling():
         return SAMPLE_KL(mu, logvar, prior_mu, prior_logvar, seed) if divergence else REPARAMETERIZE(mu, logvar, seed)
     return _recorded(mu, logvar, prior_mu, prior_logvar, seed, divergence)

@@ -96,6 +96,8 @@ def _load(kind: str, language: str) -> str | None:
         return f"the {language} library was not built" + (f": {reason}" if reason else "")
     if kind == "cuda" and (reason := _other_cuda(record.get("nvcc", ""))):
         return reason
+    if kind == "autograd" and record.get("torch") != torch.__version__:
+        return f"the {language} library was built with torch {record.get('torch')}, this is {torch.__version__}"
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -125,6 +127,8 @@ def empty_cache() -> None:
         torch.ops.vae_fast_memory.empty_cache()
 
 
+# Why autograd's nodes on a CPU are in Python, None if they are in C++
+PYTHON_NODES = _load("autograd", "autograd")
 # Why a backend isn't there at all, None if it is
 MISSING = {
     "cpp": _load("cpu", "C++"),

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.likelihoods import LIKELIHOODS, Likelihood
-from vae_fast.ops.library import LIBRARY, define, recording
-from vae_fast.ops.onepass import OnePassOperator, autograd_kernel
+from vae_fast.ops.library import define, recording
+from vae_fast.ops.onepass import OnePassOperator, one_pass
 
 _LATENT = ("mu", "logvar", "prior_mu", "prior_logvar")
 
@@ -94,7 +94,7 @@ def _define_nll(entry: Likelihood) -> OnePassOperator:
         fake,
         recording(kernel),
     )
-    return _with_autograd(OnePassOperator(overload, 1, tuple(range(count)), rows=count, weight=last + 1))
+    return one_pass(overload, 1, tuple(range(count)), rows=count, weight=last + 1)
 
 
 def _define_elbo(entry: Likelihood) -> OnePassOperator:
@@ -148,12 +148,7 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
         recording(kernel),
     )
     positions = (*range(count), *range(mu, mu + 4))
-    return _with_autograd(OnePassOperator(overload, 3, positions, rows=count, weight=mu + 4, reduce=mu + 9))
-
-
-def _with_autograd(operator: OnePassOperator) -> OnePassOperator:
-    LIBRARY.impl(operator.overload.name().split("::")[1], autograd_kernel(operator), "Autograd")
-    return operator
+    return one_pass(overload, 3, positions, rows=count, weight=mu + 4, reduce=mu + 9)
 
 
 NLL = {name: _define_nll(entry) for name, entry in LIKELIHOODS.items()}

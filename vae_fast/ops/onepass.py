@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from vae_fast.ops import triton_backend
-from vae_fast.ops.library import define
+from vae_fast.ops.library import LIBRARY, PYTHON_NODES, define
 
 _REFERENCE = "`with vae_fast.backend('reference'):`"
 _ONCE = f"vae_fast's operators differentiate once; for create_graph use {_REFERENCE}"
@@ -51,6 +51,11 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     return False
 
 
+def has_native_nodes(t: Tensor) -> bool:
+    """Whether nodes in C++ know what to do for such tensors, if there are any: on a CPU, without transforms."""
+    return t.is_cpu and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+
+
 def _inside(t: Tensor) -> Tensor:
     """The tensor that a transform, such as vmap, has wrapped; the wrapper doesn't say whether it requires grad."""
     while torch._C._functorch.is_functorch_wrapped_tensor(t) and not t.requires_grad:
@@ -62,7 +67,8 @@ def _inside(t: Tensor) -> Tensor:
 class OnePassOperator:
     """overload: the operator. values: how many outputs come before the gradients; the first is differentiable.
     differentiable: positions of the differentiable arguments; rows: of an argument whose first size is B;
-    weight: of the row weights [B]; reduce: of the flag for one value over all rows, None where values are [B]."""
+    weight: of the row weights [B]; reduce: of the flag for one value over all rows, None where values are [B].
+    native: the values from the same arguments, with autograd's node in C++ (`csrc/autograd/`), where that is there."""
 
     overload: Any
     values: int
@@ -70,6 +76,7 @@ class OnePassOperator:
     rows: int
     weight: int
     reduce: int | None = None
+    native: Any = None
 
     def wants_gradient(self, arguments: Sequence[Any]) -> bool:
         return wants_gradient(*[arguments[i] for i in self.differentiable])
@@ -225,7 +232,20 @@ def _is_uniform(dvalue: Tensor) -> bool:
     return dvalue.is_cpu and not _stands_for_others(dvalue) and bool((dvalue == dvalue[0]).all())
 
 
-def autograd_kernel(operator: OnePassOperator) -> Any:
+def one_pass(
+    overload: Any, values: int, differentiable: tuple[int, ...], rows: int, weight: int, reduce: int | None = None
+) -> OnePassOperator:
+    """The operator with what it describes: the node in C++, where there can be one, and the dispatcher's kernel."""
+    name, native = overload.name().split("::")[1], None
+    if PYTHON_NODES is None:
+        torch.ops.vae_fast_autograd.define(name, values, [*differentiable], rows, weight, reduce)
+        native = getattr(torch.ops.vae_fast_autograd, name).default
+    operator = OnePassOperator(overload, values, differentiable, rows, weight, reduce, native)
+    LIBRARY.impl(name, _autograd_kernel(operator), "Autograd")
+    return operator
+
+
+def _autograd_kernel(operator: OnePassOperator) -> Any:
     """The operator's kernel for the dispatcher's Autograd key: gradients go through backward, not through `asked`."""
 
     def kernel(*arguments_and_asked: Any) -> Any:
@@ -243,6 +263,8 @@ def apply(operator: OnePassOperator, *arguments: Any) -> Any:
     """The operator's values (a tensor if there is one, else a tuple), differentiable."""
     if torch.compiler.is_compiling():
         outputs = operator.overload(*arguments, 0)
+    elif operator.native is not None and has_native_nodes(arguments[operator.rows]):
+        return operator.native(*arguments)
     elif operator.wants_gradient(arguments):
         return OnePass.apply(operator, *arguments)
     else:

@@ -1,0 +1,36 @@
+// Autograd's nodes in C++, for plain tensors on a CPU: what `vae_fast/ops/onepass.py` and `latent.py` do for all others.
+// Unlike the kernels these need torch's C++ API, which is not stable: the library serves the torch that it was built with.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <utility>
+
+namespace vae_fast {
+
+using at::Tensor;
+using c10::IValue;
+using c10::OperatorHandle;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using torch::jit::Stack;
+
+inline OperatorHandle find(const std::string& name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(("vae_fast::" + name).c_str(), "");
+}
+
+// The operator's results in place of its arguments
+inline Stack call(const OperatorHandle& op, Stack stack) {
+  const at::AutoDispatchBelowAutograd below;
+  op.callBoxed(&stack);
+  return stack;
+}
+
+inline void check_differentiates_once() {
+  TORCH_CHECK(!at::GradMode::is_enabled(),
+              "vae_fast's operators differentiate once; for create_graph use `with vae_fast.backend('reference'):`");
+}
+
+}  // namespace vae_fast

@@ -1,0 +1,223 @@
+// The node of operators that compute their gradients in the forward pass; `vae_fast/ops/onepass.py` says how.
+#include <ATen/core/TorchDispatchUtils.h>
+#include <ATen/ops/where.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include <bit>
+#include <deque>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "node.h"
+
+namespace vae_fast {
+
+// What OnePassOperator says in Python
+struct Operator {
+  OperatorHandle handle;
+  int64_t arity, values;  // arguments without `asked`; results before the gradients
+  std::vector<int64_t> differentiable;
+  int64_t rows, weight;
+  std::optional<int64_t> reduce;
+
+  Stack run(Stack arguments, int64_t asked) const {
+    arguments.emplace_back(asked);
+    return call(handle, std::move(arguments));
+  }
+  // The gradients that are asked for
+  variable_list gradients(const Stack& results, int64_t asked) const {
+    variable_list found;
+    for (size_t k = 0; k < differentiable.size(); ++k)
+      if (asked >> k & 1) found.push_back(results[values + k].toTensor());
+    return found;
+  }
+};
+
+std::deque<Operator> operators;  // a node knows its own by number
+
+// What a call is asked for, and what its backward will have to do
+struct Request {
+  int64_t asked = 0;
+  bool recomputes = false, sums_rows = false;
+  std::vector<Tensor> inputs;  // that require gradients
+
+  Request(const Operator& op, const Stack& arguments) {
+    if (!at::GradMode::is_enabled()) return;
+    const bool reduces = op.reduce && arguments[*op.reduce].toBool();
+    const int64_t rows = arguments[op.rows].toTensor().size(0);
+    for (size_t k = 0; k < op.differentiable.size(); ++k) {
+      const IValue& argument = arguments[op.differentiable[k]];
+      if (!argument.isTensor() || !argument.toTensor().requires_grad()) continue;
+      const Tensor& t = inputs.emplace_back(argument.toTensor());
+      asked |= int64_t{1} << k;
+      recomputes |= t.scalar_type() == at::kHalf;
+      sums_rows |= !reduces && t.size(0) != rows;
+    }
+  }
+};
+
+// While a graph is traced, or runs for a batch of incoming gradients
+bool stands_for_others(const Tensor& dvalue) {
+  using Key = c10::DispatchKey;
+  constexpr c10::DispatchKeySet kOthers{Key::Python, Key::Functionalize, Key::FuncTorchBatched,
+                                        Key::FuncTorchGradWrapper, Key::Batched};
+  return dvalue.key_set().has_any(kOthers) || at::impl::dispatch_mode_enabled();
+}
+
+// Whether the gradients may be asked for once more
+bool must_keep(const Tensor& dvalue) {
+  return stands_for_others(dvalue) || torch::autograd::get_current_graph_task_keep_graph();
+}
+
+bool is_uniform(const Tensor& dvalue) {
+  if (dvalue.stride(0) == 0) return true;
+  return !stands_for_others(dvalue) && dvalue.eq(dvalue.select(0, 0)).all().item<bool>();
+}
+
+// gradient [B, ...] times factor, [] or [B]; a factor of 0 selects, it doesn't multiply
+Tensor times(const Tensor& gradient, Tensor factor) {
+  for (int64_t d = factor.dim() ? 1 : gradient.dim(); d < gradient.dim(); ++d) factor = factor.unsqueeze(-1);
+  return at::where(factor.eq(0), at::Scalar(0), gradient.mul(factor)).to(gradient.scalar_type());
+}
+
+// [B, C, N], contiguous or channels last, as [B, D]
+Tensor matrix(const Tensor& gradient) {
+  if (gradient.dim() == 2) return gradient;
+  return (gradient.is_contiguous() ? gradient : gradient.transpose(1, 2)).flatten(1);
+}
+
+// In the wider dtype: torch would let a 0-dim float32 fall to a float16 vector's
+Tensor product(const Tensor& a, const Tensor& b) {
+  const auto type = c10::promoteTypes(a.scalar_type(), b.scalar_type());
+  return a.to(type).mul(b.to(type));
+}
+
+struct OnePass : torch::autograd::Function<OnePass> {
+  // `stack`: the arguments, then the results. Returned is the value that is differentiable.
+  static Tensor forward(AutogradContext* ctx, at::TensorList, const Request& request, int64_t number, Stack& stack) {
+    const Operator& op = operators[number];
+    auto& data = ctx->saved_data;
+    data["operator"] = number, data["asked"] = request.asked;
+    data["recomputes"] = request.recomputes, data["sums_rows"] = request.sums_rows;
+    if (request.recomputes || request.sums_rows) save(ctx, stack);
+    stack = op.run(std::move(stack), request.recomputes ? 0 : request.asked);
+    if (!request.recomputes) {
+      const variable_list gradients = op.gradients(stack, request.asked);
+      for (size_t i = 0; i < gradients.size(); ++i) data[std::to_string(i)] = gradients[i];
+    }
+    ctx->set_materialize_grads(false);
+    return stack[0].toTensor();
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {
+    check_differentiates_once();
+    const variable_list saved = ctx->get_saved_variables();  // throws where the graph was freed
+    const Operator& op = operators[ctx->saved_data["operator"].toInt()];
+    const int64_t asked = ctx->saved_data["asked"].toInt();
+    variable_list result;
+    if (incoming[0].defined()) result = gradients_of(ctx, op, asked, saved, incoming[0]);
+    else result.resize(std::popcount(static_cast<uint64_t>(asked)));
+    result.resize(result.size() + 3);  // of what else `forward` takes
+    return result;
+  }
+
+ private:
+  static variable_list gradients_of(AutogradContext* ctx, const Operator& op, int64_t asked, const variable_list& saved,
+                                    Tensor dvalue) {
+    const bool recomputes = ctx->saved_data["recomputes"].toBool(), sums_rows = ctx->saved_data["sums_rows"].toBool();
+    if (sums_rows && dvalue.dim() && dvalue.size(0) && is_uniform(dvalue)) dvalue = dvalue.select(0, 0);
+    if (!recomputes && !(sums_rows && dvalue.dim())) return scaled(ctx, dvalue);
+    if (!must_keep(dvalue)) kept(ctx, true);  // dropped before there are others
+    Stack arguments = restored(ctx, saved);
+    const int64_t rows = arguments[op.rows].toTensor().size(0);
+    const IValue weight = arguments[op.weight];
+    arguments[op.weight] = weight.isNone() ? dvalue.expand({rows}) : product(dvalue, weight.toTensor());
+    return op.gradients(op.run(std::move(arguments), asked), asked);
+  }
+
+  // The kept gradients times dvalue, [] or [B]: in place where nobody else can hold or ask for them
+  static variable_list scaled(AutogradContext* ctx, const Tensor& dvalue) {
+    const bool last = !must_keep(dvalue);
+    variable_list gradients = kept(ctx, last);
+    if (!last) {
+      for (Tensor& g : gradients)
+        if (g.numel()) g = times(g, dvalue);
+      return gradients;
+    }
+    if (dvalue.dim() == 0 && dvalue.item<double>() == 1) return gradients;
+    static const OperatorHandle scale_rows = find("scale_rows_");
+    for (const Tensor& g : gradients)
+      if (g.numel()) call(scale_rows, {matrix(g), dvalue});
+    return gradients;
+  }
+
+  // The kept gradients, `last` for the last time; each by its own name, as compiled autograd wants tensors
+  static variable_list kept(AutogradContext* ctx, bool last) {
+    variable_list gradients;
+    for (auto& data = ctx->saved_data;;) {
+      const auto found = data.find(std::to_string(gradients.size()));
+      if (found == data.end()) return gradients;
+      gradients.push_back(found->second.toTensor());
+      if (last) data.erase(found);
+    }
+  }
+
+  static void save(AutogradContext* ctx, const Stack& arguments) {
+    variable_list tensors;
+    c10::impl::GenericList numbers(c10::AnyType::get());
+    for (const IValue& a : arguments) {
+      tensors.push_back(a.isTensor() ? a.toTensor() : Tensor());
+      numbers.push_back(a.isTensor() ? IValue() : a);
+    }
+    ctx->save_for_backward(std::move(tensors));
+    ctx->saved_data["numbers"] = std::move(numbers);
+  }
+  static Stack restored(AutogradContext* ctx, const variable_list& saved) {
+    const auto numbers = ctx->saved_data["numbers"].toList();
+    Stack arguments;
+    for (size_t i = 0; i < saved.size(); ++i)
+      arguments.push_back(saved[i].defined() ? IValue(saved[i]) : IValue(numbers.get(i)));
+    return arguments;
+  }
+};
+
+// The operator's values, differentiable
+class Recorded : public c10::OperatorKernel {
+ public:
+  explicit Recorded(int64_t number) : number_(number) {}
+
+  void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) const {
+    const Operator& op = operators[number_];
+    const auto first = std::make_move_iterator(stack->end() - op.arity);
+    Stack own(first, std::make_move_iterator(stack->end()));
+    torch::jit::drop(*stack, op.arity);
+    if (const Request request(op, own); request.asked)
+      own[0] = OnePass::apply(at::TensorList(request.inputs), request, number_, own);
+    else own = op.run(std::move(own), 0);
+    std::move(own.begin(), own.begin() + op.values, std::back_inserter(*stack));
+  }
+
+ private:
+  int64_t number_;
+};
+
+// vae_fast_autograd::name has the arguments of vae_fast::name without `asked`, and its values for results
+void define(const std::string& name, int64_t values, const std::vector<int64_t>& differentiable, int64_t rows,
+            int64_t weight, std::optional<int64_t> reduce) {
+  static auto* library = new torch::Library(torch::Library::FRAGMENT, "vae_fast_autograd", {}, __FILE__, __LINE__);
+  const OperatorHandle handle = find(name);
+  const auto &arguments = handle.schema().arguments(), &results = handle.schema().returns();
+  const int64_t number = operators.size(), arity = arguments.size() - 1;
+  operators.push_back({handle, arity, values, differentiable, rows, weight, reduce});
+  library->def(c10::FunctionSchema("vae_fast_autograd::" + name, "", {arguments.begin(), arguments.end() - 1},
+                                   {results.begin(), results.begin() + values}));
+  library->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded>(number)));
+}
+
+TORCH_LIBRARY(vae_fast_autograd, m) {
+  m.def("define(str name, int values, int[] differentiable, int rows, int weight, int? reduce) -> ()", &define);
+}
+
+}  // namespace vae_fast
