@@ -12,11 +12,12 @@ from torch import Tensor
 
 from vae_fast import checks, reference
 from vae_fast.likelihoods import LIKELIHOODS, Likelihood, Options
-from vae_fast.operands import check_posterior, like, observations, prior_rows, rows_of
+from vae_fast.operands import check_posterior, like, observations, prior_rows, rows_of, tensors_or_none
 from vae_fast.ops import latent as _latent
 from vae_fast.ops import onepass as _onepass
 from vae_fast.ops.backend import use_reference
 from vae_fast.ops.likelihoods import ELBO, NLL
+from vae_fast.ops.onepass import is_plain_call
 
 Prior = reference.Prior
 _NONE: Options = {}
@@ -52,6 +53,11 @@ def reparameterize(
 
     Returns z, of mu's shape and dtype.
     """
+    plain = _latent.PLAIN_REPARAMETERIZE
+    if seed is None and generator is None and plain is not None and is_plain_call(mu, logvar):
+        z = plain(mu, logvar)
+        if z is not None:
+            return z
     check_posterior("reparameterize", mu, logvar)
     seed = _seed("reparameterize", seed, generator, mu.device)
     rows = rows_of(mu), rows_of(logvar)
@@ -72,6 +78,11 @@ def sample_kl(
 
     Returns z, of mu's shape and dtype, and kl [B] in nats.
     """
+    plain = _latent.PLAIN_SAMPLE_KL
+    if prior is None and seed is None and generator is None and plain is not None and is_plain_call(mu, logvar):
+        z, kl = plain(mu, logvar)
+        if z is not None:
+            return z, kl
     check_posterior("sample_kl", mu, logvar)
     seed = _seed("sample_kl", seed, generator, mu.device)
     rows, prior = (rows_of(mu), rows_of(logvar)), prior_rows("sample_kl", prior, mu)
@@ -438,6 +449,13 @@ def nll(
     options: Options = _NONE,
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
+    plain = NLL[entry.name].plain
+    if weight is None and mask is None and entry.is_plain and plain is not None:
+        operands = (*tensors_or_none(parameters), x)
+        if is_plain_call(*operands):
+            value = plain(*operands, None, None)
+            if value is not None:
+                return value
     tensors, target, weight, mask = observations(entry, names, parameters, x, weight, mask, options)
     options, numbers, by_reference = entry.form(options, target)
     if use_reference(*tensors) or by_reference:
@@ -465,13 +483,20 @@ def elbo(
     options: Options = _NONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, nll [B], kl [B]) in one pass."""
+    prior, weight, mask, beta, scale, reduce = objective
+    plain = ELBO[entry.name].plain
+    if prior is None and weight is None and mask is None and entry.is_plain and plain is not None:
+        operands = (*tensors_or_none(parameters), x, mu, logvar)
+        if not isinstance(beta, Tensor) and is_plain_call(*operands):
+            loss, value, kl = plain(*operands, None, None, None, None, None, beta, scale, reduce)
+            if loss is not None:
+                return loss, value, kl
     owner, name = names[:2]
     check_posterior(owner, mu, logvar)
-    tensors, target, weight, mask = observations(entry, names, parameters, x, objective.weight, objective.mask, options)
+    tensors, target, weight, mask = observations(entry, names, parameters, x, weight, mask, options)
     same_batch(owner, name, target, mu)
     options, numbers, by_reference = entry.form(options, target)
-    rows, prior = (rows_of(mu), rows_of(logvar)), prior_rows(owner, objective.prior, mu)
-    beta, scale, reduce = objective.beta, objective.scale, objective.reduce
+    rows, prior = (rows_of(mu), rows_of(logvar)), prior_rows(owner, prior, mu)
     if use_reference(*tensors, *rows, *(prior or ())) or by_reference:
         return reference.elbo(
             entry.elementwise,

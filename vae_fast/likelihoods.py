@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,6 +54,11 @@ class Likelihood:
     def __post_init__(self) -> None:
         levels = "level" if "levels" in self.options else "count" if self.counts else "intensity"
         object.__setattr__(self, "kind", "class" if self.joint == "classes" else levels)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether parameters and x are floating point or intensities, of one shape, and there are no options."""
+        return self.kind == "intensity" and not self.options and self.joint is None
 
     def chosen(self, owner: str, options: Mapping[str, Any]) -> Options:
         """A user's options as the reference and the operators have them: numbers, x_range as x_low and x_high, without

@@ -57,6 +57,11 @@ def observations(
     return tensors, rows_of(x), weight, mask if mask is None else rows_of(mask)
 
 
+def tensors_or_none(parameters: Sequence[Tensor | float]) -> list[Tensor | float | None]:
+    """The parameters with tensors in place of the most usual numbers, None of others."""
+    return [_NUMBERS.get(p) if type(p) is float else p for p in parameters]
+
+
 def _plain(entry: Likelihood, parameters: Sequence[Tensor | float], x: Tensor) -> list[Tensor] | None:
     """The parameters of most calls, where all is as the operators take it; None leaves the rest, errors too, to checks.
 

@@ -28,6 +28,24 @@ inline Stack call(const OperatorHandle& op, Stack stack) {
   return stack;
 }
 
+// [B, ...] in memory as the operators read it, with B known
+inline bool is_plain(const Tensor& t) {
+  if (!t.is_cpu() || t.layout() != at::kStrided || t.is_nested() || t.key_set().has(c10::DispatchKey::Python))
+    return false;
+  return t.dim() == 2 || (t.dim() > 0 && t.is_contiguous());
+}
+
+inline bool is_floating(const Tensor& t) {
+  const at::ScalarType type = t.scalar_type();
+  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble;
+}
+
+// [B, ...] as [B, D], a view
+inline Tensor rows_of(const Tensor& t) {
+  if (t.dim() == 2) return t;
+  return t.dim() == 1 ? t.unsqueeze(1) : t.flatten(1);
+}
+
 inline void check_differentiates_once() {
   TORCH_CHECK(!at::GradMode::is_enabled(),
               "vae_fast's operators differentiate once; for create_graph use `with vae_fast.backend('reference'):`");

@@ -183,16 +183,43 @@ struct OnePass : torch::autograd::Function<OnePass> {
   }
 };
 
-// The operator's values, differentiable
+// Whether the operands, but for optional ones, are as in most calls: parameters of x's shape, or numbers [1, 1], mu and
+// logvar of another. They become [B, D].
+bool are_plain(const Operator& op, Stack& arguments) {
+  const Tensor x = arguments[op.rows].toTensor();
+  const bool known = is_floating(x) || x.scalar_type() == at::kByte || x.scalar_type() == at::kBool;
+  if (!is_plain(x) || !known || x.requires_grad() || at::impl::dispatch_mode_enabled()) return false;
+  std::optional<Tensor> mu;
+  for (const int64_t i : op.differentiable) {
+    if (arguments[i].isNone()) continue;
+    const Tensor t = arguments[i].toTensor();
+    if (!is_plain(t) || !is_floating(t)) return false;
+    if (i > op.rows && !mu) mu = t;
+    const bool is_number = i > 0 && i < op.rows && t.dim() == 2 && t.numel() == 1;
+    if (t.size(0) != x.size(0) || t.sizes() != (i < op.rows ? x : *mu).sizes()) {
+      if (!is_number) return false;
+    } else {
+      arguments[i] = rows_of(t);
+    }
+  }
+  arguments[op.rows] = rows_of(x);
+  return true;
+}
+
+// The operator's values, differentiable; with `checks`, none where Python has to look at the operands
 class Recorded : public c10::OperatorKernel {
  public:
-  explicit Recorded(int64_t number) : number_(number) {}
+  Recorded(int64_t number, bool checks) : number_(number), checks_(checks) {}
 
   void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) const {
     const Operator& op = operators[number_];
     const auto first = std::make_move_iterator(stack->end() - op.arity);
     Stack own(first, std::make_move_iterator(stack->end()));
     torch::jit::drop(*stack, op.arity);
+    if (checks_ && !are_plain(op, own)) {
+      stack->resize(stack->size() + op.values);
+      return;
+    }
     if (const Request request(op, own); request.asked)
       own[0] = OnePass::apply(at::TensorList(request.inputs), request, number_, own);
     else own = op.run(std::move(own), 0);
@@ -201,9 +228,11 @@ class Recorded : public c10::OperatorKernel {
 
  private:
   int64_t number_;
+  bool checks_;
 };
 
-// vae_fast_autograd::name has the arguments of vae_fast::name without `asked`, and its values for results
+// vae_fast_autograd::name has the arguments of vae_fast::name without `asked`, and its values for results; name.plain
+// has them where the operands are plain
 void define(const std::string& name, int64_t values, const std::vector<int64_t>& differentiable, int64_t rows,
             int64_t weight, std::optional<int64_t> reduce) {
   static auto* library = new torch::Library(torch::Library::FRAGMENT, "vae_fast_autograd", {}, __FILE__, __LINE__);
@@ -211,9 +240,15 @@ void define(const std::string& name, int64_t values, const std::vector<int64_t>&
   const auto &arguments = handle.schema().arguments(), &results = handle.schema().returns();
   const int64_t number = operators.size(), arity = arguments.size() - 1;
   operators.push_back({handle, arity, values, differentiable, rows, weight, reduce});
-  library->def(c10::FunctionSchema("vae_fast_autograd::" + name, "", {arguments.begin(), arguments.end() - 1},
-                                   {results.begin(), results.begin() + values}));
-  library->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded>(number)));
+  for (const bool checks : {false, true}) {
+    std::vector<c10::Argument> own(results.begin(), results.begin() + values);
+    if (checks) std::fill(own.begin(), own.end(), c10::Argument("", c10::OptionalType::ofTensor()));
+    const std::string overload = checks ? "plain" : "";
+    library->def(
+        c10::FunctionSchema("vae_fast_autograd::" + name, overload, {arguments.begin(), arguments.end() - 1}, own));
+    library->impl((name + (checks ? ".plain" : "")).c_str(),
+                  torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded>(number, checks)));
+  }
 }
 
 TORCH_LIBRARY(vae_fast_autograd, m) {

@@ -86,10 +86,28 @@ std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar, con
   return {results[0], results[1]};
 }
 
+bool are_plain(const Tensor& mu, const Tensor& logvar) {
+  const bool known = is_plain(mu) && is_plain(logvar) && is_floating(mu) && is_floating(logvar);
+  return known && mu.dim() == 2 && mu.sizes() == logvar.sizes() && !at::impl::dispatch_mode_enabled();
+}
+
+Optional plain_reparameterize(const Tensor& mu, const Tensor& logvar) {
+  if (!are_plain(mu, logvar)) return {};
+  return reparameterize(mu, logvar, {});
+}
+
+std::tuple<Optional, Optional> plain_sample_kl(const Tensor& mu, const Tensor& logvar) {
+  if (!are_plain(mu, logvar)) return {};
+  return sample_kl(mu, logvar, {}, {}, {});
+}
+
+// `plain`: with a seed of its own, from N(0, I); nothing where Python has to look at the operands
 TORCH_LIBRARY_FRAGMENT(vae_fast_autograd, m) {
   m.def("reparameterize(Tensor mu, Tensor logvar, Tensor? seed) -> Tensor", &reparameterize);
+  m.def("reparameterize.plain(Tensor mu, Tensor logvar) -> Tensor?", &plain_reparameterize);
   m.def("sample_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? seed) -> (Tensor, Tensor)",
         &sample_kl);
+  m.def("sample_kl.plain(Tensor mu, Tensor logvar) -> (Tensor?, Tensor?)", &plain_sample_kl);
 }
 
 }  // namespace vae_fast

@@ -161,6 +161,13 @@ LIBRARY.impl("reparameterize", _reparameterize_autograd, "Autograd")
 LIBRARY.impl("sample_kl", _sample_kl_autograd, "Autograd")
 
 
+PLAIN_REPARAMETERIZE = PLAIN_SAMPLE_KL = None
+if PYTHON_NODES is None:
+    # (mu, logvar) -> what they are named after, with a seed of its own; None where Python has to look at them
+    PLAIN_REPARAMETERIZE = torch.ops.vae_fast_autograd.reparameterize.plain
+    PLAIN_SAMPLE_KL = torch.ops.vae_fast_autograd.sample_kl.plain
+
+
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     return torch.randint(2**63 - 1, (), generator=generator, device=device)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from vae_fast.ops import triton_backend
+from vae_fast.ops.backend import forced
 from vae_fast.ops.library import LIBRARY, PYTHON_NODES, define
 
 _REFERENCE = "`with vae_fast.backend('reference'):`"
@@ -56,6 +57,19 @@ def has_native_nodes(t: Tensor) -> bool:
     return t.is_cpu and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
 
 
+def is_plain_call(*tensors: object) -> bool:
+    """Whether nothing but the operands' shapes, which C++ looks at, keeps nodes in C++ from a call, if there are any.
+
+    One function, not a dozen: after a training step has been through the caches, each costs microseconds.
+    """
+    if torch.compiler.is_compiling() or forced() is not None:
+        return False
+    for t in tensors:
+        if type(t) is not Tensor:
+            return False
+    return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+
+
 def _inside(t: Tensor) -> Tensor:
     """The tensor that a transform, such as vmap, has wrapped; the wrapper doesn't say whether it requires grad."""
     while torch._C._functorch.is_functorch_wrapped_tensor(t) and not t.requires_grad:
@@ -68,7 +82,8 @@ class OnePassOperator:
     """overload: the operator. values: how many outputs come before the gradients; the first is differentiable.
     differentiable: positions of the differentiable arguments; rows: of an argument whose first size is B;
     weight: of the row weights [B]; reduce: of the flag for one value over all rows, None where values are [B].
-    native: the values from the same arguments, with autograd's node in C++ (`csrc/autograd/`), where that is there."""
+    native: the values from the same arguments, with autograd's node in C++ (`csrc/autograd/`), where that is there;
+    plain: those, or None where the operands aren't as in most calls, [B, ...] of one shape and no class or count."""
 
     overload: Any
     values: int
@@ -77,6 +92,7 @@ class OnePassOperator:
     weight: int
     reduce: int | None = None
     native: Any = None
+    plain: Any = None
 
     def wants_gradient(self, arguments: Sequence[Any]) -> bool:
         return wants_gradient(*[arguments[i] for i in self.differentiable])
@@ -236,11 +252,12 @@ def one_pass(
     overload: Any, values: int, differentiable: tuple[int, ...], rows: int, weight: int, reduce: int | None = None
 ) -> OnePassOperator:
     """The operator with what it describes: the node in C++, where there can be one, and the dispatcher's kernel."""
-    name, native = overload.name().split("::")[1], None
+    name, native, plain = overload.name().split("::")[1], None, None
     if PYTHON_NODES is None:
         torch.ops.vae_fast_autograd.define(name, values, [*differentiable], rows, weight, reduce)
-        native = getattr(torch.ops.vae_fast_autograd, name).default
-    operator = OnePassOperator(overload, values, differentiable, rows, weight, reduce, native)
+        packet = getattr(torch.ops.vae_fast_autograd, name)
+        native, plain = packet.default, packet.plain
+    operator = OnePassOperator(overload, values, differentiable, rows, weight, reduce, native, plain)
     LIBRARY.impl(name, _autograd_kernel(operator), "Autograd")
     return operator
 
