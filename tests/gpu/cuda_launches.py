@@ -39,6 +39,7 @@ CSRC = ROOT / "csrc"
 RUNTIME = Path(__file__).with_name("cuda_runtime.cpp")
 BUILT, CACHE = ROOT / "build" / "objects", ROOT / "build" / "emulated"
 ARCHITECTURES = (80,)
+INCLUDED = ("*", "likelihoods/*", "cuda/**/*")  # what the sources may include, of csrc
 FLAGS = [
     *("-std=c++17", "-O3", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
     *("-lineinfo", "-Xcompiler"),
@@ -226,7 +227,7 @@ def linked(sources: Sequence[Path]) -> Path:
 
 
 def _compiled(source: Path) -> Path:
-    near = sorted(CSRC.rglob("*")) if CSRC in source.parents else []
+    near = [path for folder in INCLUDED for path in sorted(CSRC.glob(folder))] if CSRC in source.parents else []
     inputs = [source, *(path for path in near if path.suffix in (".h", ".cuh"))]
     newest = max(path.stat().st_mtime for path in (*inputs, ROOT / "setup.py"))
     if near and (built := _built(source, newest)):
