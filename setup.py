@@ -1,14 +1,14 @@
 """Builds the compiled part of vae_fast; everything else about the package is in pyproject.toml.
 
-The libraries, `vae_fast/_C_cpu.so` and `vae_fast/_C_cuda.so`, are plain shared objects that `torch.ops.load_library`
-loads. They are built on PyTorch's stable ABI and know nothing of Python: one file serves every Python and every torch
-from 2.11 on. The CUDA kernels need nvcc to be built, and neither a GPU nor a torch that is built with CUDA.
-Autograd's nodes, `vae_fast/_C_autograd.so`, serve the very torch that they were built with; with any other, or without
-them, the package's own in Python do the same, some microseconds a call later.
+The kernels' libraries, `vae_fast/_C_cpu.so` and `vae_fast/_C_cuda.so`, are plain shared objects that
+`torch.ops.load_library` loads. They are built on PyTorch's stable ABI and know nothing of Python: one file serves every
+Python and every torch from 2.11 on. The CUDA kernels need nvcc to be built, and neither a GPU nor a torch that is built
+with CUDA. Autograd's nodes in C++, `vae_fast/_C_autograd.so`, serve only the torch that they were built with; with any
+other, nodes in Python do the same. They are built wherever C++ kernels are asked for, if they can be.
 The environment says what to build:
 
     VAE_FAST_BUILD      auto (default): what can be built here; what can't is skipped, and the reason recorded
-                        cpu: the C++ kernels, or an error; autograd's nodes too if they can be
+                        cpu: the C++ kernels, or an error
                         cuda: the C++ and the CUDA kernels, or an error
                         none: pure Python
     CXX                 the compiler (default: the first of c++, g++, clang++)
@@ -145,7 +145,7 @@ class Nodes(Cxx):
         return ["-lc10"] if sys.platform == "linux" else []
 
     def record(self) -> dict[str, object]:
-        return {"autograd_flags": shlex.join(self.flags())}
+        return {"compiler": self.version, "autograd_flags": shlex.join(self.flags())}
 
 
 class Nvcc:

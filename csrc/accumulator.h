@@ -7,6 +7,7 @@
 //   sum(lane)                                      turns a lane's state into a number that adds up; after at most
 //                                                  kJoined observations, in one lane or joined
 //   kHeavy                                         whether a step takes so much that a GPU has no room for two at once
+//   kLight                                         whether a step takes so little that memory decides on every CPU
 //   kOptions                                       how many numbers, the same for all observations, choose its form
 //   kOfColumns                                     a bit for each parameter that is often one row for all: a GPU has
 //                                                  kernels for their gradients' sums
@@ -44,7 +45,7 @@ namespace vae_fast {
 struct Defaults {
   static constexpr int kJoined = 1 << 30, kOptions = 0, kOfColumns = 0, kParts = 1, kCarried[] = {0};
   static constexpr int kSettled = 0;
-  static constexpr bool kHeavy = false, kPlain = false, kCounts = false, kPixels = false;
+  static constexpr bool kHeavy = false, kLight = false, kPlain = false, kCounts = false, kPixels = false;
   static constexpr bool kSparse = false, kWhole = false, kLosesNaN = false;
 };
 

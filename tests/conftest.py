@@ -68,15 +68,16 @@ def seeded() -> None:
 
 
 @pytest.fixture(params=["C++", "Python"])
-def nodes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def nodes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs a test with autograd's nodes in C++, and with those in Python."""
-    from vae_fast.ops import latent, library, onepass
+    import nodes
 
-    if request.param == "C++" and (library.PYTHON_NODES is not None or torch.get_default_device().type != "cpu"):
-        pytest.skip(f"no nodes in C++: {library.PYTHON_NODES}")
-    if request.param == "Python":
-        for module in (onepass, latent):
-            monkeypatch.setattr(module, "has_native_nodes", lambda t: False)
+    from vae_fast.ops import library
+
+    if request.param == "C++" and (library.NO_NATIVE_NODES is not None or torch.get_default_device().type != "cpu"):
+        pytest.skip(f"no nodes in C++: {library.NO_NATIVE_NODES}")
+    with nodes.in_python() if request.param == "Python" else nullcontext():
+        yield
 
 
 @pytest.fixture

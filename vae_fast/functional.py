@@ -450,7 +450,7 @@ def nll(
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
     plain = NLL[entry.name].plain
-    if weight is None and mask is None and entry.is_plain and plain is not None:
+    if weight is None and mask is None and plain is not None:
         operands = (*tensors_or_none(parameters), x)
         if is_plain_call(*operands):
             value = plain(*operands, None, None)
@@ -485,7 +485,7 @@ def elbo(
     """(loss, nll [B], kl [B]) in one pass."""
     prior, weight, mask, beta, scale, reduce = objective
     plain = ELBO[entry.name].plain
-    if prior is None and weight is None and mask is None and entry.is_plain and plain is not None:
+    if prior is None and weight is None and mask is None and plain is not None:
         operands = (*tensors_or_none(parameters), x, mu, logvar)
         if not isinstance(beta, Tensor) and is_plain_call(*operands):
             loss, value, kl = plain(*operands, None, None, None, None, None, beta, scale, reduce)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ class Likelihood:
         [B, ...] or, of channels, [B, channels, ...].
     public: whether losses and models know it by its name.
     kind: what one number of x is: "intensity", "count", "level" or "class".
+    plain: whether x is an intensity and there are no options: C++ can tell whether a call's operands are in order.
     """
 
     name: str
@@ -50,15 +50,12 @@ class Likelihood:
     joint: str | None = None
     public: bool = True
     kind: str = field(init=False)
+    plain: bool = field(init=False)
 
     def __post_init__(self) -> None:
         levels = "level" if "levels" in self.options else "count" if self.counts else "intensity"
         object.__setattr__(self, "kind", "class" if self.joint == "classes" else levels)
-
-    @cached_property
-    def is_plain(self) -> bool:
-        """Whether parameters and x are floating point or intensities, of one shape, and there are no options."""
-        return self.kind == "intensity" and not self.options and self.joint is None
+        object.__setattr__(self, "plain", self.kind == "intensity" and not self.options)
 
     def chosen(self, owner: str, options: Mapping[str, Any]) -> Options:
         """A user's options as the reference and the operators have them: numbers, x_range as x_low and x_high, without

@@ -58,14 +58,15 @@ def observations(
 
 
 def tensors_or_none(parameters: Sequence[Tensor | float]) -> list[Tensor | float | None]:
-    """The parameters with tensors in place of the most usual numbers, None of others."""
-    return [_NUMBERS.get(p) if type(p) is float else p for p in parameters]
+    """The parameters; after the first with tensors in place of the most usual numbers, None of others."""
+    return [parameters[0], *(_NUMBERS.get(p) if type(p) is float else p for p in parameters[1:])]
 
 
 def _plain(entry: Likelihood, parameters: Sequence[Tensor | float], x: Tensor) -> list[Tensor] | None:
     """The parameters of most calls, where all is as the operators take it; None leaves the rest, errors too, to checks.
 
-    One function, not a dozen: after a training step has been through the caches, each costs microseconds.
+    As `are_plain` in `csrc/autograd/one_pass.cpp` has it, for calls that don't come there. One function, not a dozen:
+    after a training step has been through the caches, each costs microseconds.
     """
     first = parameters[0]
     if entry.joint or (entry.per_row and type(parameters[-1]) is not float):

@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <optional>
+#include <string>
 #include <utility>
 
 namespace vae_fast {
@@ -28,8 +30,8 @@ inline Stack call(const OperatorHandle& op, Stack stack) {
   return stack;
 }
 
-// [B, ...] in memory as the operators read it, with B known
-inline bool is_plain(const Tensor& t) {
+// On a CPU, dense, without a subclass; of any strides where it is a matrix, else contiguous
+inline bool is_dense(const Tensor& t) {
   if (!t.is_cpu() || t.layout() != at::kStrided || t.is_nested() || t.key_set().has(c10::DispatchKey::Python))
     return false;
   return t.dim() == 2 || (t.dim() > 0 && t.is_contiguous());

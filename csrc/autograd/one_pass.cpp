@@ -3,6 +3,7 @@
 #include <ATen/ops/where.h>
 #include <torch/csrc/autograd/graph_task.h>
 
+#include <algorithm>
 #include <bit>
 #include <deque>
 #include <iterator>
@@ -13,6 +14,7 @@
 #include "node.h"
 
 namespace vae_fast {
+namespace {
 
 // What OnePassOperator says in Python
 struct Operator {
@@ -183,17 +185,17 @@ struct OnePass : torch::autograd::Function<OnePass> {
   }
 };
 
-// Whether the operands, but for optional ones, are as in most calls: parameters of x's shape, or numbers [1, 1], mu and
-// logvar of another. They become [B, D].
+// Whether a likelihood's operands, but for optional ones, are as in most calls: parameters of x's shape, or numbers [1, 1],
+// mu and logvar of another. They become [B, D].
 bool are_plain(const Operator& op, Stack& arguments) {
   const Tensor x = arguments[op.rows].toTensor();
   const bool known = is_floating(x) || x.scalar_type() == at::kByte || x.scalar_type() == at::kBool;
-  if (!is_plain(x) || !known || x.requires_grad() || at::impl::dispatch_mode_enabled()) return false;
+  if (!is_dense(x) || !known || x.requires_grad()) return false;
   std::optional<Tensor> mu;
   for (const int64_t i : op.differentiable) {
     if (arguments[i].isNone()) continue;
     const Tensor t = arguments[i].toTensor();
-    if (!is_plain(t) || !is_floating(t)) return false;
+    if (!is_dense(t) || !is_floating(t)) return false;
     if (i > op.rows && !mu) mu = t;
     const bool is_number = i > 0 && i < op.rows && t.dim() == 2 && t.numel() == 1;
     if (t.size(0) != x.size(0) || t.sizes() != (i < op.rows ? x : *mu).sizes()) {
@@ -231,16 +233,18 @@ class Recorded : public c10::OperatorKernel {
   bool checks_;
 };
 
-// vae_fast_autograd::name has the arguments of vae_fast::name without `asked`, and its values for results; name.plain
-// has them where the operands are plain
+// vae_fast_autograd::name has the arguments of vae_fast::name without `asked`, and its values for results; with `plain`
+// there is name.plain, which has them only where the operands are plain
 void define(const std::string& name, int64_t values, const std::vector<int64_t>& differentiable, int64_t rows,
-            int64_t weight, std::optional<int64_t> reduce) {
+            int64_t weight, std::optional<int64_t> reduce, bool plain) {
+  // Never destroyed: torch's dispatcher may be gone by then
   static auto* library = new torch::Library(torch::Library::FRAGMENT, "vae_fast_autograd", {}, __FILE__, __LINE__);
   const OperatorHandle handle = find(name);
   const auto &arguments = handle.schema().arguments(), &results = handle.schema().returns();
   const int64_t number = operators.size(), arity = arguments.size() - 1;
   operators.push_back({handle, arity, values, differentiable, rows, weight, reduce});
   for (const bool checks : {false, true}) {
+    if (checks && !plain) break;
     std::vector<c10::Argument> own(results.begin(), results.begin() + values);
     if (checks) std::fill(own.begin(), own.end(), c10::Argument("", c10::OptionalType::ofTensor()));
     const std::string overload = checks ? "plain" : "";
@@ -252,7 +256,9 @@ void define(const std::string& name, int64_t values, const std::vector<int64_t>&
 }
 
 TORCH_LIBRARY(vae_fast_autograd, m) {
-  m.def("define(str name, int values, int[] differentiable, int rows, int weight, int? reduce) -> ()", &define);
+  m.def("define(str name, int values, int[] differentiable, int rows, int weight, int? reduce, bool plain) -> ()",
+        &define);
 }
 
+}  // namespace
 }  // namespace vae_fast

@@ -1,8 +1,6 @@
 // The node of `sample_kl` and `reparameterize`, whose backward makes the noise again; `vae_fast/ops/latent.py` says how.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
-#include <ATen/core/TorchDispatchUtils.h>
-#include <ATen/ops/randint.h>
 
 #include <limits>
 #include <mutex>
@@ -12,13 +10,15 @@
 #include "node.h"
 
 namespace vae_fast {
+namespace {
 
-using Optional = std::optional<Tensor>;
+using OptionalTensor = std::optional<Tensor>;
 
 struct SampleKl : torch::autograd::Function<SampleKl> {
   // z, and kl with `divergence`
-  static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar, const Optional& prior_mu,
-                               const Optional& prior_logvar, const Tensor& seed, bool divergence) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
+                               const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar, const Tensor& seed,
+                               bool divergence) {
     ctx->save_for_backward({mu, logvar, prior_mu.value_or(Tensor()), prior_logvar.value_or(Tensor()), seed});
     ctx->set_materialize_grads(false);
     return sample(mu, logvar, prior_mu, prior_logvar, seed, divergence);
@@ -43,11 +43,11 @@ struct SampleKl : torch::autograd::Function<SampleKl> {
     return result;
   }
 
-  static variable_list sample(const Tensor& mu, const Tensor& logvar, const Optional& prior_mu,
-                              const Optional& prior_logvar, const Tensor& seed, bool divergence) {
-    static const OperatorHandle with = find("sample_kl"), without = find("reparameterize");
-    if (!divergence) return {call(without, {mu, logvar, seed})[0].toTensor()};
-    const Stack results = call(with, {mu, logvar, prior_mu, prior_logvar, seed});
+  static variable_list sample(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
+                              const OptionalTensor& prior_logvar, const Tensor& seed, bool divergence) {
+    static const OperatorHandle both = find("sample_kl"), alone = find("reparameterize");
+    if (!divergence) return {call(alone, {mu, logvar, seed})[0].toTensor()};
+    const Stack results = call(both, {mu, logvar, prior_mu, prior_logvar, seed});
     return {results[0].toTensor(), results[1].toTensor()};
   }
 
@@ -58,7 +58,6 @@ struct SampleKl : torch::autograd::Function<SampleKl> {
 // As torch.randint(2^63 - 1, ()) draws it, whose way through the dispatcher takes longer than a small sample
 Tensor draw_seed() {
   constexpr int64_t kSeeds = std::numeric_limits<int64_t>::max();
-  if (at::impl::dispatch_mode_enabled()) return at::randint(kSeeds, {}, at::kLong);
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const Tensor seed = at::detail::empty_cpu({}, at::kLong);
   const std::lock_guard lock(generator.mutex());
@@ -66,37 +65,37 @@ Tensor draw_seed() {
   return seed;
 }
 
-variable_list recorded(const Tensor& mu, const Tensor& logvar, const Optional& prior_mu, const Optional& prior_logvar,
-                       const Optional& given_seed, bool divergence) {
+variable_list recorded(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
+                       const OptionalTensor& prior_logvar, const OptionalTensor& given_seed, bool divergence) {
   const Tensor seed = given_seed ? *given_seed : draw_seed();
-  const auto wants = [](const Optional& t) { return t && t->requires_grad(); };
+  const auto wants = [](const OptionalTensor& t) { return t && t->requires_grad(); };
   const bool records = wants(mu) || wants(logvar) || wants(prior_mu) || wants(prior_logvar);
   if (at::GradMode::is_enabled() && records)
     return SampleKl::apply(mu, logvar, prior_mu, prior_logvar, seed, divergence);
   return SampleKl::sample(mu, logvar, prior_mu, prior_logvar, seed, divergence);
 }
 
-Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const Optional& seed) {
+Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const OptionalTensor& seed) {
   return recorded(mu, logvar, {}, {}, seed, false)[0];
 }
 
-std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar, const Optional& prior_mu,
-                                     const Optional& prior_logvar, const Optional& seed) {
+std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
+                                     const OptionalTensor& prior_logvar, const OptionalTensor& seed) {
   const variable_list results = recorded(mu, logvar, prior_mu, prior_logvar, seed, true);
   return {results[0], results[1]};
 }
 
 bool are_plain(const Tensor& mu, const Tensor& logvar) {
-  const bool known = is_plain(mu) && is_plain(logvar) && is_floating(mu) && is_floating(logvar);
-  return known && mu.dim() == 2 && mu.sizes() == logvar.sizes() && !at::impl::dispatch_mode_enabled();
+  const bool known = is_dense(mu) && is_dense(logvar) && is_floating(mu) && is_floating(logvar);
+  return known && mu.dim() == 2 && mu.sizes() == logvar.sizes();
 }
 
-Optional plain_reparameterize(const Tensor& mu, const Tensor& logvar) {
+OptionalTensor plain_reparameterize(const Tensor& mu, const Tensor& logvar) {
   if (!are_plain(mu, logvar)) return {};
   return reparameterize(mu, logvar, {});
 }
 
-std::tuple<Optional, Optional> plain_sample_kl(const Tensor& mu, const Tensor& logvar) {
+std::tuple<OptionalTensor, OptionalTensor> plain_sample_kl(const Tensor& mu, const Tensor& logvar) {
   if (!are_plain(mu, logvar)) return {};
   return sample_kl(mu, logvar, {}, {}, {});
 }
@@ -110,4 +109,5 @@ TORCH_LIBRARY_FRAGMENT(vae_fast_autograd, m) {
   m.def("sample_kl.plain(Tensor mu, Tensor logvar) -> (Tensor?, Tensor?)", &plain_sample_kl);
 }
 
+}  // namespace
 }  // namespace vae_fast

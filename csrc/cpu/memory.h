@@ -12,8 +12,8 @@ namespace vae_fast {
 // An uninitialised tensor on the CPU
 Tensor new_result(const int64_t* sizes, const int64_t* strides, int64_t dimensions, ScalarType type, const Place& cpu);
 
-// Whether a result of so many bytes is written past the caches (stream.h): to write it there saves more than to read it
-// from there costs
-bool is_streamed(int64_t bytes);
+// Whether a result of so many bytes, of steps that are light or not, is written past the caches (stream.h): to write it
+// there saves more than to read it from there costs
+bool is_streamed(int64_t bytes, bool light);
 
 }  // namespace vae_fast

@@ -40,7 +40,6 @@ inline Tensor gradient(const Tensor& like, bool asked, int64_t rows, int64_t col
   g.over_rows = like.size(0) != rows;
   g.over_columns = like.size(1) != columns;
   g.to = output(t);
-  g.past_caches = g.direct() && is_streamed(t.numel() * size_of(t.scalar_type()));
   return t;
 }
 

@@ -14,6 +14,7 @@
 
 #include "../accumulator.h"
 #include "matrix.h"
+#include "memory.h"
 #include "selection.h"
 #include "stream.h"
 
@@ -24,7 +25,7 @@ constexpr int kBlock = 512;  // observations of one sum: 32 steps a lane, whose 
 constexpr int kPiece = 128;  // that a part of a step takes in turn: what it hands on stays in the first-level cache
 constexpr int64_t kChunk = 32 * kBlock;  // of a row, for one thread
 constexpr int64_t kGrain = 32768;        // observations that are worth a thread
-constexpr int64_t kUncached = 1 << 19;   // that a core's own caches don't hold
+constexpr int64_t kUncached = 1 << 19;   // that two cores' own caches don't hold
 constexpr int64_t kGroups = 64;          // of rows, where a gradient is summed over rows; fewer where rows are long
 constexpr int64_t kSums = 1 << 20;       // of such a gradient, over all groups
 
@@ -466,6 +467,8 @@ Work work_on(Rows<K>& p) {
       groups = std::min(p.rows, std::clamp<int64_t>(kSums / std::max<int64_t>(1, p.columns), 1, kGroups));
       while (groups > 1 && p.rows * p.columns / groups < kGrain / 2) groups /= 2;  // their sums cost time, too
     }
+  for (Gradient& g : p.gradients)
+    g.past_caches = g.direct() && is_streamed(p.rows * p.columns * size_of(g.to.type), A::kLight);
   for (Gradient& g : p.gradients)
     if (g.to.data && !g.direct())
       g.sums.assign(std::max<int64_t>(1, g.over_columns ? p.rows * chunks : std::max<int64_t>(1, groups) * p.columns),

@@ -12,16 +12,17 @@
 
 namespace vae_fast {
 
-#if defined(VAE_FAST_STREAMS)
+#if VAE_FAST_STREAMS
 inline const bool kIsIntel = (__builtin_cpu_init(), __builtin_cpu_is("intel"));
 #else
+#define VAE_FAST_STREAMS 0
 constexpr bool kIsIntel = false;
 #endif
 
 constexpr int kLine = 64;  // bytes of a cache line
 
 inline __attribute__((always_inline)) void stream_line(const char* from, char* to) {
-#if defined(VAE_FAST_STREAMS) && !defined(__SANITIZE_ADDRESS__)  // which doesn't see such stores
+#if VAE_FAST_STREAMS && !defined(__SANITIZE_ADDRESS__)  // which doesn't see such stores
   for (int i = 0; i < kLine; i += sizeof(__m128i))
     _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
 #else
@@ -31,7 +32,7 @@ inline __attribute__((always_inline)) void stream_line(const char* from, char* t
 
 // Before another thread reads what this one streamed
 inline void end_streams() {
-#if defined(VAE_FAST_STREAMS)
+#if VAE_FAST_STREAMS
   _mm_sfence();
 #endif
 }

@@ -24,6 +24,7 @@ struct Gaussian : Sum<T, LANES> {
 template <class T, int LANES>
 struct GaussianShared : Sum<T, LANES> {
   static constexpr int kParameters = 2;
+  static constexpr bool kLight = true;
   T v, factor;
 
   VAE_FAST_FN explicit GaussianShared(T logvar) : Sum<T, LANES>{}, v(logvar), factor(inverse_sigma(logvar)) {}

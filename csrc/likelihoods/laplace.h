@@ -24,6 +24,7 @@ struct Laplace : Sum<T, LANES> {
 template <class T, int LANES>
 struct LaplaceShared : Sum<T, LANES> {
   static constexpr int kParameters = 2;
+  static constexpr bool kLight = true;
   T s, factor;
 
   VAE_FAST_FN explicit LaplaceShared(T log_scale) : Sum<T, LANES>{}, s(log_scale), factor(exp_finite(-log_scale)) {}

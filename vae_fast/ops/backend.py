@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
-from vae_fast.ops.library import NO_FLOAT64, PYTHON_NODES, build_record, unavailable
+from vae_fast.ops.library import NO_FLOAT64, NO_NATIVE_NODES, build_record, unavailable
 
 # Each with the device that it serves, None for any
 BACKENDS = {"reference": None, "cpp": "cpu", "triton": "cuda", "cuda": "cuda"}
@@ -85,7 +85,7 @@ def report() -> str:
             f"{name:<10} {'any' if device is None else device:<5} "
             + ("available" if reason is None else f"unavailable: {reason}")
         )
-    lines.append(f"autograd   cpu   nodes in {f'Python: {PYTHON_NODES}' if PYTHON_NODES else 'C++'}")
+    lines.append(f"autograd   cpu   nodes in {f'Python: {NO_NATIVE_NODES}' if NO_NATIVE_NODES else 'C++'}")
     on_cpu = "reference" if unavailable("cpp") else "cpp"
     on_gpu = next((name for name in ("cuda", "triton") if not unavailable(name)), "reference")
     chosen = f"chosen by the tensors' device: cpu -> {on_cpu}, cuda -> {on_gpu}, others -> reference"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vae_fast import reference
-from vae_fast.ops.library import LIBRARY, PYTHON_NODES, define, recording
+from vae_fast.ops.library import LIBRARY, NO_NATIVE_NODES, define, recording
 from vae_fast.ops.likelihoods import differentiate, empty_gradients, pair
-from vae_fast.ops.onepass import Function, differentiates_once, has_native_nodes, one_pass, wants_gradient
+from vae_fast.ops.onepass import Function, differentiates_once, one_pass, suits_native_nodes, wants_gradient
 
 _POSTERIOR = "Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar"
 _GRADIENTS = "Tensor dmu, Tensor dlogvar, Tensor dprior_mu, Tensor dprior_logvar"
@@ -162,7 +162,7 @@ LIBRARY.impl("sample_kl", _sample_kl_autograd, "Autograd")
 
 
 PLAIN_REPARAMETERIZE = PLAIN_SAMPLE_KL = None
-if PYTHON_NODES is None:
+if NO_NATIVE_NODES is None:
     # (mu, logvar) -> what they are named after, with a seed of its own; None where Python has to look at them
     PLAIN_REPARAMETERIZE = torch.ops.vae_fast_autograd.reparameterize.plain
     PLAIN_SAMPLE_KL = torch.ops.vae_fast_autograd.sample_kl.plain
@@ -175,7 +175,7 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
 def sample(mu: Tensor, logvar: Tensor, prior: Any, seed: Tensor | None, divergence: bool) -> Any:
     """z, or (z, kl) with `divergence`; differentiable. Without a seed torch's generator draws one."""
     prior_mu, prior_logvar = prior if prior is not None else (None, None)
-    if PYTHON_NODES is None and not torch.compiler.is_compiling() and has_native_nodes(mu):
+    if NO_NATIVE_NODES is None and not torch.compiler.is_compiling() and suits_native_nodes(mu):
         native = torch.ops.vae_fast_autograd
         if divergence:
             return native.sample_kl.default(mu, logvar, prior_mu, prior_logvar, seed)

@@ -127,8 +127,8 @@ def empty_cache() -> None:
         torch.ops.vae_fast_memory.empty_cache()
 
 
-# Why autograd's nodes on a CPU are in Python, None if they are in C++
-PYTHON_NODES = _load("autograd", "autograd")
+# Why there are no nodes of autograd's in C++, None if there are
+NO_NATIVE_NODES = _load("autograd", "autograd")
 # Why a backend isn't there at all, None if it is
 MISSING = {
     "cpp": _load("cpu", "C++"),

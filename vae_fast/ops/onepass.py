@@ -17,11 +17,12 @@ from torch.autograd import forward_ad
 
 from vae_fast.ops import triton_backend
 from vae_fast.ops.backend import forced
-from vae_fast.ops.library import LIBRARY, PYTHON_NODES, define
+from vae_fast.ops.library import LIBRARY, NO_NATIVE_NODES, define
 
 _REFERENCE = "`with vae_fast.backend('reference'):`"
 _ONCE = f"vae_fast's operators differentiate once; for create_graph use {_REFERENCE}"
 _REVERSE = f"vae_fast's operators have no forward-mode derivatives; for those use {_REFERENCE}"
+_TORCH, _PRE_DISPATCH = torch._C, torch._C.DispatchKey.PreDispatch
 _PLAIN = f"vae_fast's operators have gradients in plain autograd; in torch.func's use {_REFERENCE}"
 
 
@@ -52,22 +53,31 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     return False
 
 
-def has_native_nodes(t: Tensor) -> bool:
-    """Whether nodes in C++ know what to do for such tensors, if there are any: on a CPU, without transforms."""
-    return t.is_cpu and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+def suits_native_nodes(t: Tensor) -> bool:
+    """Whether nodes in C++, where there are some, know what to do for such a tensor: on a CPU, with nobody watching."""
+    return t.is_cpu and not _is_watched()
 
 
 def is_plain_call(*tensors: object) -> bool:
-    """Whether nothing but the operands' shapes, which C++ looks at, keeps nodes in C++ from a call, if there are any.
-
-    One function, not a dozen: after a training step has been through the caches, each costs microseconds.
-    """
+    """Whether nodes in C++, where there are some, may look at these operands: nothing but what they are can keep them
+    from the call."""
     if torch.compiler.is_compiling() or forced() is not None:
         return False
     for t in tensors:
-        if type(t) is not Tensor:
+        if type(t) is not Tensor or not t.is_cpu:
             return False
-    return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+    return not _is_watched()
+
+
+def _is_watched() -> bool:
+    """Whether forward mode, a transform, a tracer or a mode wants to see the operators that are called."""
+    return (
+        forward_ad._current_level >= 0
+        or _TORCH._are_functorch_transforms_active()
+        or _TORCH._len_torch_dispatch_stack() > 0
+        or _TORCH._get_tracing_state() is not None
+        or _TORCH._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+    )
 
 
 def _inside(t: Tensor) -> Tensor:
@@ -83,7 +93,7 @@ class OnePassOperator:
     differentiable: positions of the differentiable arguments; rows: of an argument whose first size is B;
     weight: of the row weights [B]; reduce: of the flag for one value over all rows, None where values are [B].
     native: the values from the same arguments, with autograd's node in C++ (`csrc/autograd/`), where that is there;
-    plain: those, or None where the operands aren't as in most calls, [B, ...] of one shape and no class or count."""
+    plain: those, or None where the operands have to be looked at in Python; of plain likelihoods."""
 
     overload: Any
     values: int
@@ -249,15 +259,21 @@ def _is_uniform(dvalue: Tensor) -> bool:
 
 
 def one_pass(
-    overload: Any, values: int, differentiable: tuple[int, ...], rows: int, weight: int, reduce: int | None = None
+    overload: Any,
+    values: int,
+    differentiable: tuple[int, ...],
+    rows: int,
+    weight: int,
+    reduce: int | None = None,
+    plain: bool = False,
 ) -> OnePassOperator:
     """The operator with what it describes: the node in C++, where there can be one, and the dispatcher's kernel."""
-    name, native, plain = overload.name().split("::")[1], None, None
-    if PYTHON_NODES is None:
-        torch.ops.vae_fast_autograd.define(name, values, [*differentiable], rows, weight, reduce)
+    name, native, checking = overload.name().split("::")[1], None, None
+    if NO_NATIVE_NODES is None:
+        torch.ops.vae_fast_autograd.define(name, values, [*differentiable], rows, weight, reduce, plain)
         packet = getattr(torch.ops.vae_fast_autograd, name)
-        native, plain = packet.default, packet.plain
-    operator = OnePassOperator(overload, values, differentiable, rows, weight, reduce, native, plain)
+        native, checking = packet.default, packet.plain if plain else None
+    operator = OnePassOperator(overload, values, differentiable, rows, weight, reduce, native, checking)
     LIBRARY.impl(name, _autograd_kernel(operator), "Autograd")
     return operator
 
@@ -280,7 +296,7 @@ def apply(operator: OnePassOperator, *arguments: Any) -> Any:
     """The operator's values (a tensor if there is one, else a tuple), differentiable."""
     if torch.compiler.is_compiling():
         outputs = operator.overload(*arguments, 0)
-    elif operator.native is not None and has_native_nodes(arguments[operator.rows]):
+    elif operator.native is not None and suits_native_nodes(arguments[operator.rows]):
         return operator.native(*arguments)
     elif operator.wants_gradient(arguments):
         return OnePass.apply(operator, *arguments)
