@@ -11,6 +11,7 @@ from operands import DEVICE, EMULATED, leaf
 from operator_calls import OPERATORS, Draw
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vae_fast
@@ -242,18 +243,28 @@ for call in calls:
     assert done.returncode == 0, done.stderr
 
 
-@needs_nodes
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_traced_graphs_hold_no_operator_of_one_torch_alone(tmp_path):
-    class Loss(torch.nn.Module):
-        def forward(self, p, x):
-            z, kl = vae_fast.sample_kl(p, p, seed=3)
-            return vae_fast.bernoulli_nll(z, x) + kl + vae_fast.gaussian_kl(p, p)
+def test_traced_graphs_hold_the_operators_alone(tmp_path):
+    """And so can be saved, with networks around them."""
 
-    p, x = torch.randn(3, 5), torch.rand(3, 5)
-    traced = torch.jit.trace(Loss(), (p, x))
-    assert "vae_fast::" in str(traced.graph) and "vae_fast_autograd" not in str(traced.graph)
-    assert torch.equal(traced(p, x), Loss()(p, x))
+    class Loss(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = torch.nn.Linear(5, 10)
+
+        def forward(self, x):
+            mu, logvar = self.encoder(x).chunk(2, 1)
+            z, kl = vae_fast.sample_kl(mu, logvar, seed=3)
+            return vae_fast.bernoulli_nll(z, x) + kl + vae_fast.gaussian_kl(mu, logvar)
+
+    loss, x = Loss(), torch.rand(3, 5)
+    traced = torch.jit.trace(loss, x)
+    traced.save(tmp_path / "loss.pt")
+    loaded, parameters = torch.jit.load(tmp_path / "loss.pt"), [*loss.parameters()]
+    expected = torch.autograd.grad(loss(x).sum(), parameters)
+    assert torch.equal(loaded(x), loss(x))
+    assert all(map(torch.equal, torch.autograd.grad(loaded(x).sum(), [*loaded.parameters()]), expected))
+    assert "vae_fast::" in str(loaded.inlined_graph) and "vae_fast_autograd" not in str(loaded.inlined_graph)
 
 
 @needs_nodes
@@ -274,6 +285,25 @@ def test_modes_see_the_operators():
             vae_fast.reparameterize(p, p)
         called = [name.split(".")[0] for name in seen.names]
         assert called == ["aten::sigmoid", "vae_fast::bernoulli_nll", "aten::randint", "vae_fast::reparameterize"]
+
+
+@needs_nodes
+def test_function_modes_see_the_operators():
+    class Seven(TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            self.names.append(getattr(function, "__name__", str(function)))
+            result = function(*args, **(kwargs or {}))
+            return torch.full_like(result, 7) if function is torch.randint else result
+
+    p = torch.randn(3, 5)
+    with Seven() as seen:
+        z, _ = vae_fast.reparameterize(p, p), vae_fast.bernoulli_nll(p, p.sigmoid())
+    assert torch.equal(z, vae_fast.reparameterize(p, p, seed=7))
+    assert "bernoulli_nll.default" in seen.names and not [name for name in seen.names if "plain" in name]
 
 
 @needs_nodes

@@ -79,6 +79,18 @@ def test_likelihoods(name, columns, dtype, stream_from, poisoned):
         assert kept.isfinite().all() and same_bits(kept, streamed)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (37, 1)], ids=str)
+@pytest.mark.parametrize("name", ["gaussian", "laplace"])
+def test_one_scale(name, shape, stream_from, poisoned):
+    """Whose steps are light: what other processors than Intel's stream."""
+    operator, columns = getattr(torch.ops.vae_fast, f"{name}_nll"), (16, 129, 784, 1100)
+    for d in columns:
+        arguments = torch.randn(37, d), torch.randn(shape), torch.rand(37, d)
+        for asked in (1, 3):
+            for kept, streamed in both_ways(stream_from, operator, *arguments, None, None, asked):
+                assert same_bits(kept, streamed)
+
+
 @pytest.mark.parametrize("name", ELEMENTS)
 def test_rows_that_are_changed_after_they_are_computed(name, stream_from, poisoned):
     """Weights of 0, NaN among parameters and observations, a mask."""

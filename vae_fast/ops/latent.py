@@ -12,7 +12,14 @@ from torch import Tensor
 from vae_fast import reference
 from vae_fast.ops.library import LIBRARY, NO_NATIVE_NODES, define, recording
 from vae_fast.ops.likelihoods import differentiate, empty_gradients, pair
-from vae_fast.ops.onepass import Function, differentiates_once, one_pass, suits_native_nodes, wants_gradient
+from vae_fast.ops.onepass import (
+    Function,
+    differentiates_once,
+    is_traced,
+    one_pass,
+    suits_native_nodes,
+    wants_gradient,
+)
 
 _POSTERIOR = "Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar"
 _GRADIENTS = "Tensor dmu, Tensor dlogvar, Tensor dprior_mu, Tensor dprior_logvar"
@@ -181,6 +188,6 @@ def sample(mu: Tensor, logvar: Tensor, prior: Any, seed: Tensor | None, divergen
             return native.sample_kl.default(mu, logvar, prior_mu, prior_logvar, seed)
         return native.reparameterize.default(mu, logvar, seed)
     seed = draw_seed(mu.device) if seed is None else seed
-    if torch.compiler.is_compiling():
+    if is_traced():
         return SAMPLE_KL(mu, logvar, prior_mu, prior_logvar, seed) if divergence else REPARAMETERIZE(mu, logvar, seed)
     return _recorded(mu, logvar, prior_mu, prior_logvar, seed, divergence)

@@ -22,8 +22,8 @@ from vae_fast.ops.library import LIBRARY, NO_NATIVE_NODES, define
 _REFERENCE = "`with vae_fast.backend('reference'):`"
 _ONCE = f"vae_fast's operators differentiate once; for create_graph use {_REFERENCE}"
 _REVERSE = f"vae_fast's operators have no forward-mode derivatives; for those use {_REFERENCE}"
-_TORCH, _PRE_DISPATCH = torch._C, torch._C.DispatchKey.PreDispatch
 _PLAIN = f"vae_fast's operators have gradients in plain autograd; in torch.func's use {_REFERENCE}"
+_C, _PRE_DISPATCH = torch._C, torch._C.DispatchKey.PreDispatch
 
 
 def differentiates_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -69,14 +69,20 @@ def is_plain_call(*tensors: object) -> bool:
     return not _is_watched()
 
 
+def is_traced() -> bool:
+    """Whether a graph is made of the call, which shall hold the operator and no node."""
+    return torch.compiler.is_compiling() or _C._get_tracing_state() is not None
+
+
 def _is_watched() -> bool:
     """Whether forward mode, a transform, a tracer or a mode wants to see the operators that are called."""
     return (
         forward_ad._current_level >= 0
-        or _TORCH._are_functorch_transforms_active()
-        or _TORCH._len_torch_dispatch_stack() > 0
-        or _TORCH._get_tracing_state() is not None
-        or _TORCH._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+        or _C._are_functorch_transforms_active()
+        or _C._len_torch_dispatch_stack() > 0
+        or _C._len_torch_function_stack() > 0
+        or _C._get_tracing_state() is not None
+        or _C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
     )
 
 
@@ -294,7 +300,7 @@ def _autograd_kernel(operator: OnePassOperator) -> Any:
 
 def apply(operator: OnePassOperator, *arguments: Any) -> Any:
     """The operator's values (a tensor if there is one, else a tuple), differentiable."""
-    if torch.compiler.is_compiling():
+    if is_traced():
         outputs = operator.overload(*arguments, 0)
     elif operator.native is not None and suits_native_nodes(arguments[operator.rows]):
         return operator.native(*arguments)
