@@ -82,7 +82,7 @@ def test_likelihoods(name, columns, dtype, stream_from, poisoned):
 @pytest.mark.parametrize("shape", [(1, 1), (37, 1)], ids=str)
 @pytest.mark.parametrize("name", ["gaussian", "laplace"])
 def test_one_scale(name, shape, stream_from, poisoned):
-    """Whose steps are light: what other processors than Intel's stream."""
+    """Whose steps are light: other processors than Intel's stream them too."""
     operator, columns = getattr(torch.ops.vae_fast, f"{name}_nll"), (16, 129, 784, 1100)
     for d in columns:
         arguments = torch.randn(37, d), torch.randn(shape), torch.rand(37, d)

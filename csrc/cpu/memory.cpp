@@ -125,7 +125,7 @@ class Cache {
 };
 
 // Bytes of a result from which on it is streamed: below them it would cost whoever reads it next more than it saves.
-// AMD's processors gain a third where steps are light, and may lose a sixth by others.
+// AMD's processors gain up to a third where steps are light, and may lose a sixth by others.
 constexpr int64_t kStreamed = 8 << 20;
 std::atomic<int64_t> stream_from{-1};  // what tests and measurements set in place of that, on all processors; or -1
 

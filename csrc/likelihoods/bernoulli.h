@@ -12,7 +12,7 @@ namespace vae_fast {
 template <class T, int LANES>
 struct Bernoulli : Defaults {
   static constexpr int kParameters = 1, kJoined = 120;
-  static constexpr bool kLosesNaN = true;
+  static constexpr bool kLosesNaN = true, kLight = true;
   T linear[LANES], q[LANES];
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {

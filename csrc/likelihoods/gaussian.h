@@ -10,6 +10,7 @@ namespace vae_fast {
 template <class T, int LANES>
 struct Gaussian : Sum<T, LANES> {
   static constexpr int kParameters = 2, kOfColumns = 0b10;
+  static constexpr bool kLight = true;
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T scale, T (&gradients)[2]) {
     const T v = parameters[1], factor = inverse_sigma(v), h = (parameters[0] - x) * factor;
