@@ -462,7 +462,7 @@ VAE_FAST_FN float sigma_and_excess(float v, float& excess) {
   const bool near = magnitude(v) < 1.f;
   float scale;
   const float f = detail::halves_reduced(v, near, scale);
-  const float beyond = polynomial(f, kCoefficients) * (f * f), twice = beyond + f;  // 2 (e^(f/2) - 1)
+  const float beyond = polynomial_by_pairs(f, kCoefficients) * (f * f), twice = beyond + f;  // 2 (e^(f/2) - 1)
   const float sigma = v == v ? (twice + 2.f) * scale : v;
   excess = near ? (0.25f * twice) * twice + beyond : (sigma * sigma - 1.f) - v;
   return sigma;

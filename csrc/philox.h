@@ -61,19 +61,28 @@ VAE_FAST_FN void sine_and_cosine(float v, float& sine, float& cosine) {
 
 VAE_FAST_FN double sin_pi(double v) { return std::sin(3.14159265358979323846 * v); }
 
-// Two independent N(0, 1) from two words: radius sqrt(-2 ln u) with u = (word0 | 1) / 2^32 rounded to float, angle pi s
-// with s in [-1, 1) from the upper 23 bits of word1, exact in float.
+// Two independent N(0, 1) from two words, in two steps, as loops over vectors are faster with shorter chains:
+// the radius sqrt(-2 ln u), u = (word0 | 1) / 2^32 rounded to float,
 template <class T>
-VAE_FAST_FN void box_muller(uint32_t word0, uint32_t word1, T& normal0, T& normal1) {
+VAE_FAST_FN T radius(uint32_t word0) {
 #if defined(__CUDA_ARCH__)
-  const float radius = gpu::sqrt(magnitude(gpu::lg2(static_cast<float>(word0 | 1u) * 0x1p-32f) * (-2.f * gpu::kLn2)));
+  return gpu::sqrt(magnitude(gpu::lg2(static_cast<float>(word0 | 1u) * 0x1p-32f) * (-2.f * gpu::kLn2)));
+#else
+  if constexpr (sizeof(T) == sizeof(float)) return radius_of(word0);
+  else return square_root(T(-2) * log(T(static_cast<float>(word0 | 1u) * 0x1p-32f)));
+#endif
+}
+// and its parts at the angle pi s, s in [-1, 1) from the upper 23 bits of word1, exact in float.
+template <class T>
+VAE_FAST_FN void turn(T radius, uint32_t word1, T& normal0, T& normal1) {
+#if defined(__CUDA_ARCH__)
   const float angle = (bits<float>(__funnelshift_r(word1, 0x7fu, 9)) - 1.5f) * (2.f * gpu::kPi);
   normal0 = radius * gpu::cos(angle);
   normal1 = radius * gpu::sin(angle);
 #else
   if constexpr (sizeof(T) == sizeof(double)) {
-    const T u = static_cast<float>(word0 | 1u) * 0x1p-32f, s = 2.f * bits<float>((word1 >> 9) | 0x3f800000u) - 3.f;
-    const T radius = square_root(T(-2) * log(u)), a = magnitude(s), sine = sin_pi(a > T(0.5) ? T(1) - a : a);
+    const T s = 2.f * bits<float>((word1 >> 9) | 0x3f800000u) - 3.f;
+    const T a = magnitude(s), sine = sin_pi(a > T(0.5) ? T(1) - a : a);
     normal0 = radius * sin_pi(T(0.5) - a);
     normal1 = radius * (s < T(0) ? -sine : sine);
   } else {
@@ -83,11 +92,15 @@ VAE_FAST_FN void box_muller(uint32_t word0, uint32_t word1, T& normal0, T& norma
     sine_and_cosine(v, sine, cosine);
     const uint32_t odd = turned << 1, sign = 0x80000000u;
     const bool swapped = odd >= sign;
-    const uint32_t radius = bits<uint32_t>(radius_of(word0)) ^ (~turned & sign);
-    normal0 = bits<float>(radius ^ (odd & sign)) * choose(swapped, sine, cosine);
-    normal1 = bits<float>(radius) * choose(swapped, cosine, sine);
+    const uint32_t r = bits<uint32_t>(radius) ^ (~turned & sign);
+    normal0 = bits<float>(r ^ (odd & sign)) * choose(swapped, sine, cosine);
+    normal1 = bits<float>(r) * choose(swapped, cosine, sine);
   }
 #endif
+}
+template <class T>
+VAE_FAST_FN void box_muller(uint32_t word0, uint32_t word1, T& normal0, T& normal1) {
+  turn(radius<T>(word0), word1, normal0, normal1);
 }
 
 }  // namespace vae_fast
