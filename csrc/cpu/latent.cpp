@@ -42,17 +42,17 @@ void add(Fetched& fetched, const Matrix& m, const Unit& u) {
   if (m.data && is_flat(m, u)) fetched.add(m, u.row, u.column);
 }
 
-// Box and Muller's normals of n pairs of words. In one loop a processor's schedulers are full of one vector's operations,
-// which wait for one another, before the next one's begin.
+// Box and Muller's normals of n pairs of words, in two loops, of radii and of angles: of one loop's long chains a
+// processor's schedulers would hold only some two vectors' at a time.
 template <class T>
 VAE_FAST_CLONES void make_normals(const Words& words, int n, T* noise, const Fetched& fetched) {
   for (int begin = 0; begin < n; begin += kPiece / 2) {
     const int end = std::min(n, begin + kPiece / 2);
     fetched.fetch(2 * begin);
     T radii[kPiece / 2];
-    for (int k = begin; k < end; ++k) radii[k - begin] = radius<T>(words[0][k]);
+    for (int k = begin; k < end; ++k) radii[k - begin] = radius_of<T>(words[0][k]);
 #pragma GCC ivdep
-    for (int k = begin; k < end; ++k) turn(radii[k - begin], words[1][k], noise[2 * k], noise[2 * k + 1]);
+    for (int k = begin; k < end; ++k) normals_at(radii[k - begin], words[1][k], noise[2 * k], noise[2 * k + 1]);
   }
 }
 
