@@ -24,9 +24,10 @@ constexpr int kTogether = 64;  // observations of a block
 constexpr int64_t kChunkParameters = 1 << 15, kMostInChunk = 1024;
 constexpr int64_t kMostAhead = 1 << 20;  // bytes of a row; longer ones are displaced before they are read
 
-// Observations whose parameters are staged at once: where their state fits into registers, no more than stay there
+// Observations whose parameters are staged at once: where their state fits into registers, no more than stay there, and
+// of components of many planes so few that the first-level cache holds them beside what comes and goes
 template <class A>
-constexpr int kStagedOf = A::kSingle ? kLanes : kTogether;
+constexpr int kStagedOf = A::kSingle ? kLanes : A::kPlanes > 4 ? 2 * kLanes : kTogether;
 
 struct JointRows {
   int64_t rows = 0, planes = 0, columns = 0;
@@ -107,21 +108,21 @@ inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes
 //
 // Meanwhile memory fetches the next block's planes, and, to the second-level cache, the same part of the next row, line by
 // line in the order in which it lies there (of bfloat16 each line twice, of double every second one): planes side by side,
-// a line of each, are a pattern that no processor foresees.
+// a line of each, are a pattern that no processor foresees. Where observations are neighbours, as many further on.
 template <class T>
 struct InPlace {
   Matrix planes;     // absent: they are gathered before, or scattered afterwards
-  const char* next;  // the part of the next row
+  const char* next;  // what is fetched
   int64_t step = 0;
 
   InPlace(const Cube& cube, int64_t row, int64_t column, const JointRows& p, bool whole) : next(cube.data) {
     if (!cube.data) return;
     const int64_t size = size_of(cube.type);
-    if (p.planes * p.columns * size <=
-        kMostAhead) {  // else step is 0: one cached line each time, cheaper than a branch
-      next += ((row + 1) * cube.row_stride + p.planes * column) * size;
-      step = kLanes * size;
-    }
+    const bool neighbours = cube.by_observation();
+    const int64_t ahead = neighbours ? row * cube.row_stride + p.planes * (column + kTogether)
+                                     : (row + 1) * cube.row_stride + p.planes * column;
+    if (neighbours || p.planes * p.columns * size <= kMostAhead) next += ahead * size, step = kLanes * size;
+    // else step is 0: one cached line each time, cheaper than a branch
     const bool known = cube.type == ScalarType::BFloat16 || cube.type == scalar_type<T>;
     if (!whole || !known || cube.by_observation() || cube.column_stride != 1) return;
     planes = cube.planes_of(row);
@@ -135,7 +136,7 @@ struct InPlace {
     else if (planes.type == scalar_type<T>) f(planes.at<T>(0, 0));
     else f(planes.at<BFloat16>(0, 0));
   }
-  // As much of the next row as a plane is. Were it not inlined at once, GCC would see no effect in it, and leave it out.
+  // As much of it as a plane is. Were it not inlined at once, GCC would see no effect in it, and leave it out.
   inline __attribute__((always_inline)) void fetch(int64_t plane) const {
     __builtin_prefetch(next + plane * step, 0, 2);
   }
@@ -193,7 +194,7 @@ inline __attribute__((always_inline)) void close_together(const T* options, int6
     });
   else
     for (int k = 0; k < components; ++k) {
-      constexpr int kVectors = A::kPlanes * kTogether / kLanes;
+      constexpr int kVectors = A::kPlanes * kStagedOf<A> / kLanes;
       for (int i = k * kVectors; i < (k + 1) * kVectors; ++i) {
         from.fetch(i);
         if (GRADIENTS) to.fetch(i);

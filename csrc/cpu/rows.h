@@ -183,7 +183,14 @@ class Ahead {
   int count_ = 0;
 };
 
-// n steps; n is a multiple of kLanes. between(i) before that of observation i, a multiple of kPiece
+// Nothing to do between steps
+struct Nothing {
+  void operator()(int) const {}
+};
+
+// n steps; n is a multiple of kLanes. between(i) before that of observation i, a multiple of kPiece. Light steps have a
+// loop of their own from one to the next: around `between`, their sums would go through memory. Constants of heavier
+// steps don't all fit the registers, and would come back once more for each such loop.
 template <int GRADIENTS, class A, class T, class F>
 inline __attribute__((always_inline)) void take_steps(A& state, const T* const* parameters, const T* x,
                                                       T* const* gradients, T scale, int n, const F& between) {
@@ -195,14 +202,24 @@ inline __attribute__((always_inline)) void take_steps(A& state, const T* const* 
     T* to[K];
     for (int k = 0; k < K; ++k) from[k] = parameters[k] + begin, to[k] = gradients[k] + begin;
     if constexpr (S > K) prepare(state, from, carried, x + begin, to, length);
-    for (int i = 0; i < length; i += kLanes) {
+    const auto step = [&](int i) __attribute__((always_inline)) {
       const T* seen[S];
       T* out[K];
       for (int k = 0; k < S; ++k) seen[k] = (k < K ? from[k] : carried[k - K]) + i;
       for (int k = 0; k < K; ++k) out[k] = to[k] + i;
-      if (i % kPiece == 0) between(begin + i);
       step_lanes<GRADIENTS, Call::kStep>(state, seen, x + begin + i, out, scale);
       settle_after(state, i);
+    };
+    if constexpr (A::kLight && !std::is_same_v<F, Nothing>) {
+      for (int i = 0; i < length;) {
+        between(begin + i);
+        for (const int next = std::min(i + kPiece, length); i < next; i += kLanes) step(i);
+      }
+    } else {
+      for (int i = 0; i < length; i += kLanes) {
+        if (i % kPiece == 0) between(begin + i);
+        step(i);
+      }
     }
   }
 }
@@ -273,7 +290,6 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
   A state = fresh;
   T sums[kLanes] = {};
   const int whole = n - n % kLanes;
-  const auto nothing = [](int) {};
   bool idle = A::kParts == 1 && ahead.is_empty();
   for (const Stream& stream : streams) idle = idle && !stream.is_open();
   for (int first = 0; first < whole; first += kSummed<A, T>) {
@@ -287,7 +303,7 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
         if (!A::kSparse && streams[k].is_open()) streams[k].advance((first + i) * static_cast<int64_t>(sizeof(T)));
     };
     // To ask at every step whether it is time for memory is a tenth of the shortest ones
-    if (idle) take_steps<GRADIENTS>(state, from, x + first, to, scale, some, nothing);
+    if (idle) take_steps<GRADIENTS>(state, from, x + first, to, scale, some, Nothing{});
     else take_steps<GRADIENTS>(state, from, x + first, to, scale, some, memory);
     if constexpr (!A::kSparse) {
 #pragma GCC unroll 1
@@ -306,7 +322,7 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
       for (int k = 0; k < kOwn<A, T>; ++k) copies[k][lane] = parameters[k][place];
       copies[K][lane] = x[place];
     }
-    take_steps<GRADIENTS>(tail, from, copies[K], to, scale, kLanes, nothing);
+    take_steps<GRADIENTS>(tail, from, copies[K], to, scale, kLanes, Nothing{});
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
     for (int k = 0; k < GRADIENTS; ++k)
       for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
