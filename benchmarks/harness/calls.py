@@ -18,8 +18,9 @@ MOST_SETS = 512  # of tiny operands, which the caches then hold all the same
 
 
 def caller(direction: str, function: Callable[..., Any], leaves: list[Tensor], data: list[Tensor]) -> Call:
-    """A call to time. It first drops the gradients that the one before has left, as a training step does."""
-    incoming = cotangents(as_tuple(function(*leaves, *data)))
+    """A call to time. It first drops the gradients that the one before has left, as a training step does. The first
+    call makes the incoming gradients, too."""
+    incoming: list[Tensor | None] = []
 
     def forward() -> None:
         with torch.no_grad():
@@ -31,7 +32,10 @@ def caller(direction: str, function: Callable[..., Any], leaves: list[Tensor], d
     def both_ways() -> None:
         for t in leaves:
             t.grad = None
-        torch.autograd.backward(as_tuple(function(*leaves, *data)), incoming)
+        outputs = as_tuple(function(*leaves, *data))
+        if not incoming:
+            incoming.extend(cotangents(outputs))
+        torch.autograd.backward(outputs, incoming)
 
     return {"forward": forward, "forward, recorded": recorded, "forward + backward": both_ways}[direction]
 

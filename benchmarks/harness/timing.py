@@ -152,7 +152,8 @@ def measure(case: Case, settings: Settings) -> Measurement:
 
 
 def prepared(gate: Gate, name: str, settings: Settings, sets: list[Any], m: Measurement) -> list[Call]:
-    """An opponent's calls, one a set of operands, after the gate; memory and operators are counted with the first."""
+    """An opponent's calls, one a set of operands, after the gate; memory and operators are counted with the first. Each
+    has been made before it is timed."""
     from torch._inductor import metrics  # counts loops that Inductor wrote, which the profiler doesn't see
 
     case, opponent = gate.case, opponent_of(gate.case, name, settings.quick, settings.graphs)
@@ -162,7 +163,8 @@ def prepared(gate: Gate, name: str, settings: Settings, sets: list[Any], m: Meas
     calls = [caller(case.direction, opponent.function, *some) for some in theirs]
     if case.direction != "forward + backward" or math.prod(case.shape) > GATED:  # it is compiled once more
         metrics.reset()
-    calls[0]()
+    for call in calls:
+        call()
     events = events_of(without_gradients(calls[0], theirs[0][0]))
     m.operations[name] = operations(events, on_gpu()) + (0 if on_gpu() else metrics.generated_kernel_count)
     m.peaks[name] = peak_memory(without_gradients(calls[0], theirs[0][0]), events)
