@@ -68,7 +68,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("columns", [1, 3, 15, 16, 17, 129, 784, 1100])
 @pytest.mark.parametrize("name", ELEMENTS)
 def test_likelihoods(name, columns, dtype, stream_from, poisoned):
@@ -91,10 +91,11 @@ def test_one_scale(name, shape, stream_from, poisoned):
                 assert same_bits(kept, streamed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ELEMENTS)
-def test_rows_that_are_changed_after_they_are_computed(name, stream_from, poisoned):
+def test_rows_that_are_changed_after_they_are_computed(name, dtype, stream_from, poisoned):
     """Weights of 0, NaN among parameters and observations, a mask."""
-    arguments = operands(name, 37, 784, torch.float32)
+    arguments = operands(name, 37, 784, dtype)
     arguments[0][5, 700] = arguments[0][9, 3] = torch.nan
     arguments[len(LIKELIHOODS[name].parameters)][11, 130] = torch.nan
     weight = torch.rand(37) + 0.1
@@ -139,9 +140,10 @@ def test_divergences_and_losses(threads_used, stream_from, threads, poisoned):
             assert same_bits(kept, streamed)
 
 
-def test_half_precision_and_shared_parameters_are_as_ever(stream_from):
-    """Gradients that are rounded on their way, or summed, aren't streamed."""
-    mean, logvar, x = torch.randn(64, 784).bfloat16(), torch.randn(1, 784), torch.rand(64, 784)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_float16_and_shared_parameters_are_as_ever(dtype, stream_from):
+    """Gradients that are rounded to float16, or summed, aren't streamed."""
+    mean, logvar, x = torch.randn(64, 784).to(dtype), torch.randn(1, 784), torch.rand(64, 784)
     operator = torch.ops.vae_fast.gaussian_nll
     for kept, streamed in both_ways(stream_from, operator, mean, logvar, x, None, None, 3):
         assert same_bits(kept, streamed)

@@ -358,7 +358,7 @@ inline __attribute__((always_inline)) void deliver(const Rows<K>& p, Gradient& g
     double* sums = g.sums.data() + group * p.columns + column;
     for (int i = 0; i < n; ++i) sums[i] += computed[i];
   } else if (computed == buffer) {
-    store(computed, g.to, row, column, n);
+    store(computed, g.to, row, column, n, g.past_caches);
   }
 }
 
@@ -383,7 +383,8 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   Ahead<2 * K + 1> ahead;
   const bool in_place = kIsIntel && A::kParts == 1 && p.rows * p.columns >= kUncached;
   const bool ends = column + n == p.columns;
-  const int64_t next_row = ends ? row + 1 : row, next_column = ends ? 0 : column + n;
+  // A piece further on, since what is asked for with a block's last steps would come too late for the next one's first
+  const int64_t next_row = ends ? row + 1 : row, next_column = (ends ? 0 : column + n) + kPiece;
   for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, is_own<A, T>(k) ? n : 1, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
   for (int k = 0; k <= K; ++k)
@@ -400,7 +401,7 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
     if (g.past_caches && A::kParts == 1 && target[k] != buffers[k] && !p.mask.data && !zeroed) {
       streams[k] = {buffers[k], target[k]};
       target[k] = buffers[k];
-    } else if (g.direct() && (target[k] == buffers[k] || p.mask.data || in_place)) {
+    } else if (g.direct() && (target[k] == buffers[k] ? !g.past_caches : p.mask.data || in_place)) {
       ahead.add(g.to, next_row, next_column);
     }
     out[k] = target[k];
@@ -483,8 +484,10 @@ Work work_on(Rows<K>& p) {
       groups = std::min(p.rows, std::clamp<int64_t>(kSums / std::max<int64_t>(1, p.columns), 1, kGroups));
       while (groups > 1 && p.rows * p.columns / groups < kGrain / 2) groups /= 2;  // their sums cost time, too
     }
-  for (Gradient& g : p.gradients)
-    g.past_caches = g.direct() && is_streamed(p.rows * p.columns * size_of(g.to.type), A::kLight);
+  for (Gradient& g : p.gradients) {  // bursts of two gradients' rounded lines lose by it
+    const bool whole_lines = g.to.type == scalar_type<T> || (kOwn<A, T> == 1 && rounds_past_caches<T>(g.to));
+    g.past_caches = g.direct() && whole_lines && is_streamed(p.rows * p.columns * size_of(g.to.type), A::kLight);
+  }
   for (Gradient& g : p.gradients)
     if (g.to.data && !g.direct())
       g.sums.assign(std::max<int64_t>(1, g.over_columns ? p.rows * chunks : std::max<int64_t>(1, groups) * p.columns),
