@@ -27,7 +27,7 @@ constexpr int64_t kMostAhead = 1 << 20;  // bytes of a row; longer ones are disp
 // Observations whose parameters are staged at once: where their state fits into registers, no more than stay there, and
 // of components of many planes so few that the first-level cache holds them beside what comes and goes
 template <class A>
-constexpr int kStagedOf = A::kSingle ? kLanes : A::kPlanes > 4 ? 2 * kLanes : kTogether;
+constexpr int kStagedOf = A::kSingle ? kLanes : kTogether / (A::kPlanes > 4 ? 2 : 1);
 
 struct JointRows {
   int64_t rows = 0, planes = 0, columns = 0;
