@@ -78,7 +78,7 @@ BERNOULLI = ("bernoulli", 'ELBOLoss("bernoulli")', peers.elbo("Bernoulli"))
 GAUSSIAN = ("gaussian", 'ELBOLoss("gaussian")', peers.elbo("Normal"))
 LEARNED = ("gaussian", 'ELBOLoss("gaussian"), (mean, logvar)', peers.elbo("Normal", learned=True))
 KINDS = (
-    (bench_bernoulli.FLOAT, BERNOULLI, (*bench_bernoulli.SHAPES, bench_bernoulli.LONG)),
+    (bench_bernoulli.FLOAT, BERNOULLI, bench_bernoulli.SHAPES),
     (bench_bernoulli.HALF, BERNOULLI, bench_bernoulli.SHAPES),
     (bench_gaussian.FIXED, GAUSSIAN, bench_gaussian.SHAPES),
     (bench_gaussian.FIXED_HALF, GAUSSIAN, ()),

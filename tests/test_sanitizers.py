@@ -27,6 +27,7 @@ TESTS = (
     "test_memory.py::test_nothing_changes_that_anyone_holds",
     "test_memory.py::test_no_more_is_kept_and_in_use_than_was_in_use_at_once",
     "test_memory.py::test_threads",
+    "test_stream.py::test_one_scale",
     "operator_calls.py",
 )
 FAULTS = """

@@ -79,13 +79,14 @@ def test_likelihoods(name, columns, dtype, stream_from, poisoned):
         assert kept.isfinite().all() and same_bits(kept, streamed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (37, 1)], ids=str)
 @pytest.mark.parametrize("name", ["gaussian", "laplace"])
-def test_one_scale(name, shape, stream_from, poisoned):
-    """Whose steps are light: other processors than Intel's stream them too."""
-    operator, columns = getattr(torch.ops.vae_fast, f"{name}_nll"), (16, 129, 784, 1100)
+def test_one_scale(name, shape, dtype, stream_from, poisoned):
+    """Whose steps are light: other processors than Intel's stream them too, rounded as well."""
+    operator, columns = getattr(torch.ops.vae_fast, f"{name}_nll"), (16, 33, 129, 784, 1100)
     for d in columns:
-        arguments = torch.randn(37, d), torch.randn(shape), torch.rand(37, d)
+        arguments = torch.randn(37, d).to(dtype), torch.randn(shape).to(dtype), torch.rand(37, d)
         for asked in (1, 3):
             for kept, streamed in both_ways(stream_from, operator, *arguments, None, None, asked):
                 assert same_bits(kept, streamed)
@@ -142,7 +143,7 @@ def test_divergences_and_losses(threads_used, stream_from, threads, poisoned):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_float16_and_shared_parameters_are_as_ever(dtype, stream_from):
-    """Gradients that are rounded to float16, or summed, aren't streamed."""
+    """What is rounded to float16, or summed, or rounded of two parameters, is right where all else is streamed."""
     mean, logvar, x = torch.randn(64, 784).to(dtype), torch.randn(1, 784), torch.rand(64, 784)
     operator = torch.ops.vae_fast.gaussian_nll
     for kept, streamed in both_ways(stream_from, operator, mean, logvar, x, None, None, 3):

@@ -18,8 +18,8 @@ MOST_SETS = 512  # of tiny operands, which the caches then hold all the same
 
 
 def caller(direction: str, function: Callable[..., Any], leaves: list[Tensor], data: list[Tensor]) -> Call:
-    """A call to time. It first drops the gradients that the one before has left, as a training step does. The first
-    call makes the incoming gradients, too."""
+    """A call to time. It first drops the gradients that the one before has left, as a training step does; the first
+    makes the incoming ones."""
     incoming: list[Tensor | None] = []
 
     def forward() -> None:

@@ -136,7 +136,7 @@ bool rounds_past_caches(const Matrix& m) {
 // n results, rounded to the operand's dtype
 template <class T>
 VAE_FAST_CLONES __attribute__((noinline)) void store(const T* from, const Matrix& m, int64_t row, int64_t column,
-                                                     int64_t n, bool past_caches = false) {
+                                                     int64_t n, [[maybe_unused]] bool past_caches = false) {
 #if defined(VAE_FAST_TARGET)
   if constexpr (std::is_same_v<T, float>)
     if (kRoundsToBFloat16 && m.type == ScalarType::BFloat16 && m.column_stride == 1)

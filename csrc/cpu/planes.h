@@ -1,9 +1,9 @@
 // The loop over planes: value[b] = sum over the observations of a row, each with C parameters that lie in as many planes,
 // and the gradients, in one pass.
 //
-// Blocks of kTogether observations are staged as [C][kTogether] in T, so that vectors run over observations whatever the
-// layout; the second pass, over components whose shares are known, finds the staged gradients of the first in the cache,
-// if there are some thousand planes at most.
+// Blocks of kTogether observations are staged as [C][kStagedOf] in T, one part after the other, so that vectors run
+// over observations whatever the layout; the second pass, over components whose shares are known, finds the staged
+// gradients of the first in the cache, if there are some thousand planes at most.
 // It does not know which likelihood it runs: that is an accumulator's (../joint.h).
 //
 // Sums are the same for any number of threads, as in rows.h.
@@ -25,9 +25,9 @@ constexpr int64_t kChunkParameters = 1 << 15, kMostInChunk = 1024;
 constexpr int64_t kMostAhead = 1 << 20;  // bytes of a row; longer ones are displaced before they are read
 
 // Observations whose parameters are staged at once: where their state fits into registers, no more than stay there, and
-// of components of many planes so few that the first-level cache holds them beside what comes and goes
+// of components of ten planes so few that the first-level cache holds them beside what comes and goes
 template <class A>
-constexpr int kStagedOf = A::kSingle ? kLanes : kTogether / (A::kPlanes > 4 ? 2 : 1);
+constexpr int kStagedOf = A::kSingle ? kLanes : kTogether / (A::kPlanes >= 10 ? 2 : 1);
 
 struct JointRows {
   int64_t rows = 0, planes = 0, columns = 0;
@@ -106,9 +106,10 @@ inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes
 
 // Planes of kLanes observations, which are read and written where they lie, beside the arithmetic, if they can be.
 //
-// Meanwhile memory fetches the next block's planes, and, to the second-level cache, the same part of the next row, line by
-// line in the order in which it lies there (of bfloat16 each line twice, of double every second one): planes side by side,
-// a line of each, are a pattern that no processor foresees. Where observations are neighbours, as many further on.
+// Meanwhile memory fetches the next block's planes, and, to the second-level cache, the same part of the next row, line
+// by line in the order in which it lies there (of bfloat16 each line twice, of double every second one): planes side by
+// side, a line of each, are a pattern that no processor foresees. Where observations are neighbours, the part of those
+// kTogether further on.
 template <class T>
 struct InPlace {
   Matrix planes;     // absent: they are gathered before, or scattered afterwards
@@ -121,10 +122,10 @@ struct InPlace {
     const bool neighbours = cube.by_observation();
     const int64_t ahead = neighbours ? row * cube.row_stride + p.planes * (column + kTogether)
                                      : (row + 1) * cube.row_stride + p.planes * column;
+    // Else step stays 0: one cached line each time, cheaper than a branch
     if (neighbours || p.planes * p.columns * size <= kMostAhead) next += ahead * size, step = kLanes * size;
-    // else step is 0: one cached line each time, cheaper than a branch
     const bool known = cube.type == ScalarType::BFloat16 || cube.type == scalar_type<T>;
-    if (!whole || !known || cube.by_observation() || cube.column_stride != 1) return;
+    if (!whole || !known || neighbours || cube.column_stride != 1) return;
     planes = cube.planes_of(row);
     planes.data += column * size;
   }
@@ -136,7 +137,7 @@ struct InPlace {
     else if (planes.type == scalar_type<T>) f(planes.at<T>(0, 0));
     else f(planes.at<BFloat16>(0, 0));
   }
-  // As much of it as a plane is. Were it not inlined at once, GCC would see no effect in it, and leave it out.
+  // As much of that part as a plane is. Were it not inlined at once, GCC would see no effect in it, and leave it out.
   inline __attribute__((always_inline)) void fetch(int64_t plane) const {
     __builtin_prefetch(next + plane * step, 0, 2);
   }

@@ -184,7 +184,7 @@ class Ahead {
 };
 
 // Nothing to do between steps
-struct Nothing {
+struct NothingBetween {
   void operator()(int) const {}
 };
 
@@ -210,7 +210,7 @@ inline __attribute__((always_inline)) void take_steps(A& state, const T* const* 
       step_lanes<GRADIENTS, Call::kStep>(state, seen, x + begin + i, out, scale);
       settle_after(state, i);
     };
-    if constexpr (A::kLight && !std::is_same_v<F, Nothing>) {
+    if constexpr (A::kLight && !std::is_same_v<F, NothingBetween>) {
       for (int i = 0; i < length;) {
         between(begin + i);
         for (const int next = std::min(i + kPiece, length); i < next; i += kLanes) step(i);
@@ -303,7 +303,7 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
         if (!A::kSparse && streams[k].is_open()) streams[k].advance((first + i) * static_cast<int64_t>(sizeof(T)));
     };
     // To ask at every step whether it is time for memory is a tenth of the shortest ones
-    if (idle) take_steps<GRADIENTS>(state, from, x + first, to, scale, some, Nothing{});
+    if (idle) take_steps<GRADIENTS>(state, from, x + first, to, scale, some, NothingBetween{});
     else take_steps<GRADIENTS>(state, from, x + first, to, scale, some, memory);
     if constexpr (!A::kSparse) {
 #pragma GCC unroll 1
@@ -322,7 +322,7 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
       for (int k = 0; k < kOwn<A, T>; ++k) copies[k][lane] = parameters[k][place];
       copies[K][lane] = x[place];
     }
-    take_steps<GRADIENTS>(tail, from, copies[K], to, scale, kLanes, Nothing{});
+    take_steps<GRADIENTS>(tail, from, copies[K], to, scale, kLanes, NothingBetween{});
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
     for (int k = 0; k < GRADIENTS; ++k)
       for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
@@ -383,7 +383,8 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   Ahead<2 * K + 1> ahead;
   const bool in_place = kIsIntel && A::kParts == 1 && p.rows * p.columns >= kUncached;
   const bool ends = column + n == p.columns;
-  // A piece further on, since what is asked for with a block's last steps would come too late for the next one's first
+  // A piece further on, since what is asked for with a block's last steps would come too late for the next one's first;
+  // where rows don't follow each other in memory, the first piece of each isn't asked for
   const int64_t next_row = ends ? row + 1 : row, next_column = (ends ? 0 : column + n) + kPiece;
   for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, is_own<A, T>(k) ? n : 1, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
@@ -484,7 +485,8 @@ Work work_on(Rows<K>& p) {
       groups = std::min(p.rows, std::clamp<int64_t>(kSums / std::max<int64_t>(1, p.columns), 1, kGroups));
       while (groups > 1 && p.rows * p.columns / groups < kGrain / 2) groups /= 2;  // their sums cost time, too
     }
-  for (Gradient& g : p.gradients) {  // bursts of two gradients' rounded lines lose by it
+  for (Gradient& g : p.gradients) {
+    // Rounded lines come in bursts, by which two gradients lose
     const bool whole_lines = g.to.type == scalar_type<T> || (kOwn<A, T> == 1 && rounds_past_caches<T>(g.to));
     g.past_caches = g.direct() && whole_lines && is_streamed(p.rows * p.columns * size_of(g.to.type), A::kLight);
   }
