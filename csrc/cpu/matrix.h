@@ -126,11 +126,10 @@ inline const bool kRoundsToBFloat16 =
 constexpr bool kRoundsToBFloat16 = false;
 #endif
 
-// Whether `store` may write past the caches. Not measured on Intel's processors.
+// Whether `store` rounds by that instruction, and may write past the caches
 template <class T>
-bool rounds_past_caches(const Matrix& m) {
-  return std::is_same_v<T, float> && kRoundsToBFloat16 && !kIsIntel && m.type == ScalarType::BFloat16 &&
-         m.column_stride == 1;
+bool is_rounded_side_by_side(const Matrix& m) {
+  return std::is_same_v<T, float> && kRoundsToBFloat16 && m.type == ScalarType::BFloat16 && m.column_stride == 1;
 }
 
 // n results, rounded to the operand's dtype
@@ -139,8 +138,7 @@ VAE_FAST_CLONES __attribute__((noinline)) void store(const T* from, const Matrix
                                                      int64_t n, [[maybe_unused]] bool past_caches = false) {
 #if defined(VAE_FAST_TARGET)
   if constexpr (std::is_same_v<T, float>)
-    if (kRoundsToBFloat16 && m.type == ScalarType::BFloat16 && m.column_stride == 1)
-      return round_all(from, m.at<BFloat16>(row, column), n, past_caches);
+    if (is_rounded_side_by_side<T>(m)) return round_all(from, m.at<BFloat16>(row, column), n, past_caches);
 #endif
   switch (m.type) {
     case ScalarType::Float: return narrow_all(from, m.at<float>(row, column), m.column_stride, n);

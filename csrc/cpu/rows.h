@@ -486,8 +486,9 @@ Work work_on(Rows<K>& p) {
       while (groups > 1 && p.rows * p.columns / groups < kGrain / 2) groups /= 2;  // their sums cost time, too
     }
   for (Gradient& g : p.gradients) {
-    // Rounded lines come in bursts, by which two gradients lose
-    const bool whole_lines = g.to.type == scalar_type<T> || (kOwn<A, T> == 1 && rounds_past_caches<T>(g.to));
+    // Rounded lines come in bursts, by which two gradients lose; not measured on Intel's processors
+    const bool rounded = kOwn<A, T> == 1 && !kIsIntel && is_rounded_side_by_side<T>(g.to);
+    const bool whole_lines = g.to.type == scalar_type<T> || rounded;
     g.past_caches = g.direct() && whole_lines && is_streamed(p.rows * p.columns * size_of(g.to.type), A::kLight);
   }
   for (Gradient& g : p.gradients)
