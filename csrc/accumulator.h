@@ -8,6 +8,7 @@
 //                                                  kJoined observations, in one lane or joined
 //   kHeavy                                         whether a step takes so much that a GPU has no room for two at once
 //   kLight                                         whether a step takes so little that memory decides on every CPU
+//   kStored                                        whether a CPU has code of its own for observations in bfloat16 and bytes
 //   kOptions                                       how many numbers, the same for all observations, choose its form
 //   kOfColumns                                     a bit for each parameter that is often one row for all: a GPU has
 //                                                  kernels for their gradients' sums
@@ -45,8 +46,8 @@ namespace vae_fast {
 struct Defaults {
   static constexpr int kJoined = 1 << 30, kOptions = 0, kOfColumns = 0, kParts = 1, kCarried[] = {0};
   static constexpr int kSettled = 0;
-  static constexpr bool kHeavy = false, kLight = false, kPlain = false, kCounts = false, kPixels = false;
-  static constexpr bool kSparse = false, kWhole = false, kLosesNaN = false;
+  static constexpr bool kHeavy = false, kLight = false, kStored = false, kPlain = false, kCounts = false;
+  static constexpr bool kPixels = false, kSparse = false, kWhole = false, kLosesNaN = false;
 };
 
 // The common state: one sum

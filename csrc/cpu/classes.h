@@ -8,9 +8,6 @@
 
 namespace vae_fast {
 
-// A loop by lanes: independent of one another, and not to be taken apart before vectors are made of it
-#define VAE_FAST_BY_LANES _Pragma("GCC ivdep") _Pragma("GCC unroll 1")
-
 // kLanes logits from k on, -inf beyond the last of `count` and at `hidden`
 template <class T>
 inline __attribute__((always_inline)) void hold(const T* logits, int k, int count, int hidden, T (&held)[kLanes]) {

@@ -1,11 +1,9 @@
 // An operand's way to and from blocks of T in the first-level cache.
 #pragma once
 
-#include <algorithm>
-#include <type_traits>
-
 #include "../matrix.h"
-#include "stream.h"
+
+#include <type_traits>
 
 // Targets are features: into a function for another processor than the command line's GCC inlines no intrinsic. Before
 // GCC 12 there are no clones for x86-64-v4.
@@ -95,8 +93,8 @@ inline __attribute__((always_inline)) void narrow_all(const T* from, S* to, int6
 // The same to bfloat16 side by side, by an instruction where there is one: a third of the time. Subnormal numbers become
 // 0, and NaN keeps its sign.
 #if defined(VAE_FAST_TARGET)
-#define VAE_FAST_ROUNDS VAE_FAST_TARGET("avx512bf16,avx512bw,avx512vl")
-VAE_FAST_ROUNDS inline void round_side_by_side(const float* from, BFloat16* to, int64_t n) {
+VAE_FAST_TARGET("avx512bf16,avx512bw,avx512vl")
+inline __attribute__((noinline)) void round_all(const float* from, BFloat16* to, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
     const __mmask16 some = n - i < 16 ? (1u << (n - i)) - 1u : 0xffffu;
     const auto rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(some, from + i));
@@ -105,40 +103,18 @@ VAE_FAST_ROUNDS inline void round_side_by_side(const float* from, BFloat16* to, 
     _mm256_mask_storeu_epi16(to + i, some, halves);
   }
 }
-// Lines that are whole go past the caches, if that is wanted
-VAE_FAST_ROUNDS inline __attribute__((noinline)) void round_all(const float* from, BFloat16* to, int64_t n,
-                                                                bool past_caches) {
-  constexpr int64_t kOfLine = kLine / sizeof(BFloat16);
-  const int64_t head = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) % kLine / sizeof(BFloat16));
-  int64_t i = past_caches ? std::min(n, head) : n;
-  round_side_by_side(from, to, i);
-  for (; i + kOfLine <= n; i += kOfLine) {
-    const auto rounded = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i));
-    char line[kLine];
-    memcpy(line, &rounded, kLine);
-    stream_line(line, reinterpret_cast<char*>(to + i));
-  }
-  round_side_by_side(from + i, to + i, n - i);
-}
 inline const bool kRoundsToBFloat16 =
     __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-#else
-constexpr bool kRoundsToBFloat16 = false;
 #endif
-
-// Whether `store` rounds by that instruction, and may write past the caches
-template <class T>
-bool is_rounded_side_by_side(const Matrix& m) {
-  return std::is_same_v<T, float> && kRoundsToBFloat16 && m.type == ScalarType::BFloat16 && m.column_stride == 1;
-}
 
 // n results, rounded to the operand's dtype
 template <class T>
 VAE_FAST_CLONES __attribute__((noinline)) void store(const T* from, const Matrix& m, int64_t row, int64_t column,
-                                                     int64_t n, [[maybe_unused]] bool past_caches = false) {
+                                                     int64_t n) {
 #if defined(VAE_FAST_TARGET)
   if constexpr (std::is_same_v<T, float>)
-    if (is_rounded_side_by_side<T>(m)) return round_all(from, m.at<BFloat16>(row, column), n, past_caches);
+    if (kRoundsToBFloat16 && m.type == ScalarType::BFloat16 && m.column_stride == 1)
+      return round_all(from, m.at<BFloat16>(row, column), n);
 #endif
   switch (m.type) {
     case ScalarType::Float: return narrow_all(from, m.at<float>(row, column), m.column_stride, n);

@@ -13,10 +13,14 @@
 #include <vector>
 
 #include "../accumulator.h"
+#include "lanes.h"
 #include "matrix.h"
 #include "memory.h"
 #include "selection.h"
 #include "stream.h"
+
+// A loop by lanes: independent of one another, and not to be taken apart before vectors are made of it
+#define VAE_FAST_BY_LANES _Pragma("GCC ivdep") _Pragma("GCC unroll 1")
 
 namespace vae_fast {
 
@@ -39,6 +43,10 @@ struct Gradient {
   bool direct() const { return to.data && !over_rows && !over_columns; }
 };
 
+struct Position {
+  int64_t row, column;
+};
+
 template <int K>
 struct Rows {
   int64_t rows = 0, columns = 0;
@@ -55,6 +63,15 @@ struct Rows {
     double w = 1;
     return weight.data ? *load(weight, row, 0, 1, &w) : w;
   }
+  // What memory is asked for during the n observations from (row, column) on: the next ones, but a piece further on, since
+  // what is asked for with a block's last steps would come too late for the next one's first. Where rows don't follow each
+  // other in memory, the first piece of each isn't asked for.
+  Position position_ahead(int64_t row, int64_t column, int64_t n) const {
+    const bool ends = column + n == columns;
+    return {ends ? row + 1 : row, (ends ? 0 : column + n) + kPiece};
+  }
+  // Whether that goes for what lies in place, too: Intel's processors gain by it, AMD's lose
+  bool is_asked_for_in_place() const { return kIsIntel && rows * columns >= kUncached; }
   // The place of the last parameter whose gradient is asked for, counted from 1; 0 if there is none
   int wanted() const {
     int k = K;
@@ -131,18 +148,31 @@ inline __attribute__((always_inline)) void prepare(const A& state, const T* cons
   }
 }
 
-// kLanes consecutive observations, and the gradients of the first GRADIENTS parameters
-template <int GRADIENTS, Call CALL, class A, class T>
-inline __attribute__((always_inline)) void step_lanes(A& state, const T* const* seen, const T* x, T* const* gradients,
+// kLanes consecutive observations, and the gradients of the first GRADIENTS parameters; P and X: what parameters and x are
+// stored as
+template <int GRADIENTS, Call CALL, class A, class P, class X, class T>
+inline __attribute__((always_inline)) void step_lanes(A& state, const P* const* seen, const X* x, P* const* gradients,
                                                       T scale) {
-#pragma GCC ivdep
-  for (int lane = 0; lane < kLanes; ++lane) {
-    T in[kSeen<A, CALL>], out[A::kParameters] = {};
-    for (int k = 0; k < kSeen<A, CALL>; ++k) in[k] = is_own<A, T>(k) ? seen[k][lane] : T(0);
-    if constexpr (kSeen<A, CALL> > A::kParameters) state.complete(lane, in, x[lane], scale, out);
-    else if constexpr (CALL == Call::kStep) state.step(lane, in, x[lane], scale, out);
-    else state.rest(lane, in, x[lane], scale, out);
-    for (int k = 0; k < GRADIENTS; ++k) gradients[k][lane] = out[k];
+  if constexpr (std::is_same_v<P, T> && std::is_same_v<X, T>) {
+    VAE_FAST_BY_LANES
+    for (int lane = 0; lane < kLanes; ++lane) {
+      T in[kSeen<A, CALL>], out[A::kParameters] = {};
+      for (int k = 0; k < kSeen<A, CALL>; ++k) in[k] = is_own<A, T>(k) ? seen[k][lane] : T(0);
+      if constexpr (kSeen<A, CALL> > A::kParameters) state.complete(lane, in, x[lane], scale, out);
+      else if constexpr (CALL == Call::kStep) state.step(lane, in, x[lane], scale, out);
+      else state.rest(lane, in, x[lane], scale, out);
+      for (int k = 0; k < GRADIENTS; ++k) gradients[k][lane] = out[k];
+    }
+  } else {
+    constexpr int K = A::kParameters;
+    T widened[K + 1][kLanes], found[K][kLanes];
+    const T* in[K];
+    T* out[K];
+    for (int k = 0; k < K; ++k) in[k] = widened[k], out[k] = found[k];
+    for (int k = 0; k < kOwn<A, T>; ++k) widen_lanes(seen[k], widened[k]);
+    widen_lanes(x, widened[K]);
+    step_lanes<GRADIENTS, CALL>(state, in, widened[K], out, scale);
+    for (int k = 0; k < GRADIENTS; ++k) narrow_lanes(found[k], gradients[k]);
   }
 }
 
@@ -159,7 +189,6 @@ inline __attribute__((always_inline)) void settle_after(A& state, int i) {
 
 // Operands and results that are needed later: the next block's, where blocks are moved to and from a buffer. A move is a
 // burst that waits for memory, which has nothing to do during the steps before: then it is asked for what comes next.
-// Intel's processors gain where blocks lie in place, too; AMD's lose by it.
 template <int N>
 class Ahead {
  public:
@@ -191,22 +220,23 @@ struct NothingBetween {
 // n steps; n is a multiple of kLanes. between(i) before that of observation i, a multiple of kPiece. Light steps have a
 // loop of their own from one to the next: around `between`, their sums would go through memory. Constants of heavier
 // steps don't all fit the registers, and would come back once more for each such loop.
-template <int GRADIENTS, class A, class T, class F>
-inline __attribute__((always_inline)) void take_steps(A& state, const T* const* parameters, const T* x,
-                                                      T* const* gradients, T scale, int n, const F& between) {
+template <int GRADIENTS, class A, class P, class X, class T, class F>
+inline __attribute__((always_inline)) void take_steps(A& state, const P* const* parameters, const X* x,
+                                                      P* const* gradients, T scale, int n, const F& between) {
   constexpr int K = A::kParameters, S = kSeen<A, Call::kStep>, PIECE = S > K ? kPiece : kStaged<A, T>;
   T carried[S - K + 1][kPiece];
   for (int begin = 0; begin < n; begin += PIECE) {
     const int length = std::min(PIECE, n - begin);
-    const T* from[K];
-    T* to[K];
+    const P* from[K];
+    P* to[K];
     for (int k = 0; k < K; ++k) from[k] = parameters[k] + begin, to[k] = gradients[k] + begin;
     if constexpr (S > K) prepare(state, from, carried, x + begin, to, length);
     const auto step = [&](int i) __attribute__((always_inline)) {
-      const T* seen[S];
-      T* out[K];
-      for (int k = 0; k < S; ++k) seen[k] = (k < K ? from[k] : carried[k - K]) + i;
-      for (int k = 0; k < K; ++k) out[k] = to[k] + i;
+      const P* seen[S];
+      P* out[K];
+      for (int k = 0; k < K; ++k) seen[k] = from[k] + i, out[k] = to[k] + i;
+      if constexpr (S > K)
+        for (int k = K; k < S; ++k) seen[k] = carried[k - K] + i;
       step_lanes<GRADIENTS, Call::kStep>(state, seen, x + begin + i, out, scale);
       settle_after(state, i);
     };
@@ -280,27 +310,29 @@ inline __attribute__((always_inline)) void add_others(A& state, const T* const* 
   }
 }
 
-// n <= kStaged observations: their value, and gradients times scale. The last lanes run on a copy of the last one.
-template <class A, int GRADIENTS, class T, int N>
-inline __attribute__((always_inline)) T accumulate_with(const T* options, const T* const* parameters, const T* x,
-                                                        T* const* gradients, const bool* asked, T scale, int n,
-                                                        const Ahead<N>& ahead, Stream (&streams)[A::kParameters]) {
+// n <= kStaged observations: their value, and gradients times scale. The last lanes run on a copy of the last one. `last`:
+// the last parameter, if it is the row's.
+template <class A, int GRADIENTS, class P, class X, class T, int N>
+inline __attribute__((always_inline)) T accumulate_with(const T* options, T last, const P* const* parameters,
+                                                        const X* x, P* const* gradients, const bool* asked, T scale,
+                                                        int n, const Ahead<N>& ahead,
+                                                        Stream (&streams)[A::kParameters]) {
   constexpr int K = A::kParameters;
-  const A fresh = start<A, T>(options, parameters[K - 1][0]);
+  const A fresh = start<A, T>(options, last);
   A state = fresh;
   T sums[kLanes] = {};
   const int whole = n - n % kLanes;
   bool idle = A::kParts == 1 && ahead.is_empty();
   for (const Stream& stream : streams) idle = idle && !stream.is_open();
   for (int first = 0; first < whole; first += kSummed<A, T>) {
-    const T* from[K];
-    T* to[K];
+    const P* from[K];
+    P* to[K];
     for (int k = 0; k < K; ++k) from[k] = parameters[k] + first, to[k] = gradients[k] + first;
     const int some = std::min(kSummed<A, T>, whole - first);
     const auto memory = [&](int i) __attribute__((always_inline)) {
       ahead.fetch(first + i);
       for (int k = 0; k < GRADIENTS; ++k)
-        if (!A::kSparse && streams[k].is_open()) streams[k].advance((first + i) * static_cast<int64_t>(sizeof(T)));
+        if (!A::kSparse && streams[k].is_open()) streams[k].advance((first + i) * static_cast<int64_t>(sizeof(P)));
     };
     // To ask at every step whether it is time for memory is a tenth of the shortest ones
     if (idle) take_steps<GRADIENTS>(state, from, x + first, to, scale, some, NothingBetween{});
@@ -312,17 +344,18 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
     }
   }
   if (const int rest = n - whole) {
-    T copies[K + 1][kLanes], out[K][kLanes];
-    const T* from[K];
-    T* to[K];
+    P copies[K][kLanes], out[K][kLanes];
+    X targets[kLanes];
+    const P* from[K];
+    P* to[K];
     A tail = fresh;
     for (int k = 0; k < K; ++k) from[k] = copies[k], to[k] = out[k];
     for (int lane = 0; lane < kLanes; ++lane) {
       const int place = whole + (lane < rest ? lane : rest - 1);
       for (int k = 0; k < kOwn<A, T>; ++k) copies[k][lane] = parameters[k][place];
-      copies[K][lane] = x[place];
+      targets[lane] = x[place];
     }
-    take_steps<GRADIENTS>(tail, from, copies[K], to, scale, kLanes, NothingBetween{});
+    take_steps<GRADIENTS>(tail, from, targets, to, scale, kLanes, NothingBetween{});
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lane < rest ? tail.sum(lane) : T(0);
     for (int k = 0; k < GRADIENTS; ++k)
       for (int lane = 0; lane < rest; ++lane) gradients[k][whole + lane] = out[k][lane];
@@ -334,16 +367,16 @@ inline __attribute__((always_inline)) T accumulate_with(const T* options, const 
   return fresh.finish(add_lanes(sums), static_cast<T>(n));
 }
 
-template <class A, int GRADIENTS, class T, int N>
-inline __attribute__((always_inline)) T accumulate(const T* options, const T* const* parameters, const T* x,
-                                                   T* const* gradients, const bool* asked, T scale, int n,
+template <class A, int GRADIENTS, class P, class X, class T, int N>
+inline __attribute__((always_inline)) T accumulate(const T* options, T last, const P* const* parameters, const X* x,
+                                                   P* const* gradients, const bool* asked, T scale, int n,
                                                    const Ahead<N>& ahead, Stream (&streams)[A::kParameters]) {
   if constexpr (A::kPlain) {
     constexpr T kZeros[A::kOptions] = {};
     if (std::all_of(options, options + A::kOptions, [](T option) { return option == 0; }))
-      return accumulate_with<A, GRADIENTS>(kZeros, parameters, x, gradients, asked, scale, n, ahead, streams);
+      return accumulate_with<A, GRADIENTS>(kZeros, last, parameters, x, gradients, asked, scale, n, ahead, streams);
   }
-  return accumulate_with<A, GRADIENTS>(options, parameters, x, gradients, asked, scale, n, ahead, streams);
+  return accumulate_with<A, GRADIENTS>(options, last, parameters, x, gradients, asked, scale, n, ahead, streams);
 }
 
 // A block's gradient, where it belongs: summed, rounded to its dtype, or already in place
@@ -358,7 +391,7 @@ inline __attribute__((always_inline)) void deliver(const Rows<K>& p, Gradient& g
     double* sums = g.sums.data() + group * p.columns + column;
     for (int i = 0; i < n; ++i) sums[i] += computed[i];
   } else if (computed == buffer) {
-    store(computed, g.to, row, column, n, g.past_caches);
+    store(computed, g.to, row, column, n);
   }
 }
 
@@ -381,15 +414,12 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   const T* in[K + 1];
   T *out[K], *target[K];
   Ahead<2 * K + 1> ahead;
-  const bool in_place = kIsIntel && A::kParts == 1 && p.rows * p.columns >= kUncached;
-  const bool ends = column + n == p.columns;
-  // A piece further on, since what is asked for with a block's last steps would come too late for the next one's first;
-  // where rows don't follow each other in memory, the first piece of each isn't asked for
-  const int64_t next_row = ends ? row + 1 : row, next_column = (ends ? 0 : column + n) + kPiece;
+  const Position next = p.position_ahead(row, column, n);
+  const bool in_place = A::kParts == 1 && p.is_asked_for_in_place();
   for (int k = 0; k < K; ++k) in[k] = load(p.parameters[k], row, column, is_own<A, T>(k) ? n : 1, staged[k]);
   in[K] = p.x.data ? load(p.x, row, column, n, staged[K]) : in[0];
   for (int k = 0; k <= K; ++k)
-    if (in[k] == staged[k] || p.mask.data || in_place) ahead.add(k < K ? p.parameters[k] : p.x, next_row, next_column);
+    if (in[k] == staged[k] || p.mask.data || in_place) ahead.add(k < K ? p.parameters[k] : p.x, next.row, next.column);
   bool asked[K];
   for (int k = 0; k < K; ++k) asked[k] = p.gradients[k].to.data;
   const double weight = p.row_weight(row);
@@ -402,8 +432,8 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
     if (g.past_caches && A::kParts == 1 && target[k] != buffers[k] && !p.mask.data && !zeroed) {
       streams[k] = {buffers[k], target[k]};
       target[k] = buffers[k];
-    } else if (g.direct() && (target[k] == buffers[k] ? !g.past_caches : p.mask.data || in_place)) {
-      ahead.add(g.to, next_row, next_column);
+    } else if (g.direct() && (target[k] == buffers[k] || p.mask.data || in_place)) {
+      ahead.add(g.to, next.row, next.column);
     }
     out[k] = target[k];
   }
@@ -423,7 +453,7 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
   bool changed = false;
   if (count > 0) {
-    const T value = accumulate<A, GRADIENTS>(options, in, in[K], out, asked, scale, count, ahead, streams);
+    const T value = accumulate<A, GRADIENTS>(options, in[K - 1][0], in, in[K], out, asked, scale, count, ahead, streams);
     if (GRADIENTS && A::kLosesNaN && value != value) {
       pass_nan<A, GRADIENTS>(in, out, count);
       changed = true;
@@ -438,6 +468,76 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
     if (streams[k].is_open()) streams[k].finish(n * static_cast<int64_t>(sizeof(T)), changed);
     else deliver(p, g, target[k], buffers[k], row, column, n, group);
   }
+}
+
+#if VAE_FAST_STORED_LANES
+// The same without a mask, of observations that are widened, and gradients that are rounded, in registers. What is rare is
+// left to the other: rows that don't count, and NaN.
+template <template <class, int> class Accumulator, int GRADIENTS, class P, class X, int K>
+VAE_FAST_IN_LANES void run_stored_block(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
+  using A = Accumulator<float, kLanes>;
+  constexpr int N = kStaged<A, float>;
+  const auto scale = static_cast<float>(p.row_weight(row) * p.scale);
+  if (scale == 0) return run_block<Accumulator, float, GRADIENTS>(p, row, column, n, group);
+  P buffers[K][N];
+  const P* in[K] = {};
+  P* out[K];
+  bool asked[K];
+  Stream streams[K];
+  Ahead<2 * K + 1> ahead;
+  const Position next = p.position_ahead(row, column, n);
+  const bool in_place = p.is_asked_for_in_place();
+  for (int k = 0; k < K; ++k) {
+    const Gradient& g = p.gradients[k];
+    asked[k] = g.to.data;
+    out[k] = asked[k] && !g.past_caches ? g.to.template at<P>(row, column) : buffers[k];
+    if (g.past_caches) streams[k] = {buffers[k], g.to.template at<P>(row, column)};
+    else if (in_place && asked[k]) ahead.add(g.to, next.row, next.column);
+    if (k < kOwn<A, float>) in[k] = p.parameters[k].template at<P>(row, column);
+    if (in_place) ahead.add(p.parameters[k], next.row, next.column);
+  }
+  if (in_place) ahead.add(p.x, next.row, next.column);
+  float options[A::kOptions + 1], buffer;
+  for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<float>(p.options[k]);
+  const float last = *load(p.parameters[K - 1], row, column, 1, &buffer);
+  const X* x = p.x.template at<X>(row, column);
+  const float value = accumulate<A, GRADIENTS>(options, last, in, x, out, asked, scale, n, ahead, streams);
+  if (A::kLosesNaN && value != value) return run_block<Accumulator, float, GRADIENTS>(p, row, column, n, group);
+  for (Stream& stream : streams)
+    if (stream.is_open()) stream.finish(n * static_cast<int64_t>(sizeof(P)), false);
+  p.values[p.cell(row, column)] += value;
+}
+#endif
+
+template <int K>
+using Block = void (*)(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group);
+
+// The code for a block with the gradients of the first GRADIENTS parameters
+template <template <class, int> class Accumulator, class T, int GRADIENTS, int K>
+Block<K> block_of([[maybe_unused]] const Rows<K>& p) {
+#if VAE_FAST_STORED_LANES
+  using A = Accumulator<T, kLanes>;
+  if constexpr (std::is_same_v<T, float> && A::kStored && GRADIENTS <= kOwn<A, T>) {
+    const auto are = [&p](ScalarType type) {
+      bool all = kRoundsToBFloat16 && !p.mask.data && p.x.column_stride == 1;
+      for (int k = 0; k < kOwn<A, T>; ++k) {
+        const Matrix &from = p.parameters[k], &to = p.gradients[k].to;
+        all = all && from.type == type && from.column_stride == 1;
+        all = all && (!to.data || (p.gradients[k].direct() && to.type == type && to.column_stride == 1));
+      }
+      return all;
+    };
+    using Bytes = std::conditional_t<A::kCounts, uint8_t, Intensity>;
+    const bool bytes = p.x.type == ScalarType::Byte;
+    if (are(ScalarType::BFloat16)) {
+      if (bytes) return run_stored_block<Accumulator, GRADIENTS, BFloat16, Bytes>;
+      if (p.x.type == ScalarType::BFloat16) return run_stored_block<Accumulator, GRADIENTS, BFloat16, BFloat16>;
+      if (p.x.type == ScalarType::Float) return run_stored_block<Accumulator, GRADIENTS, BFloat16, float>;
+    }
+    if (bytes && are(ScalarType::Float)) return run_stored_block<Accumulator, GRADIENTS, float, Bytes>;
+  }
+#endif
+  return run_block<Accumulator, T, GRADIENTS>;
 }
 
 // Gradients summed over rows or columns: the chunks or groups in order
@@ -478,6 +578,9 @@ Work work_on(Rows<K>& p) {
   // Without the gradient of a last parameter that is shared there is code of its own; counts would gain nothing by it
   constexpr int kFewer = shares_last<A, T> && !A::kSparse ? K - 1 : K;
   const int wanted = p.wanted();
+  const Block<K> run_one = wanted == 0        ? block_of<Accumulator, T, 0>(p)
+                           : wanted <= kFewer ? block_of<Accumulator, T, kFewer>(p)
+                                              : block_of<Accumulator, T, K>(p);
   const int64_t chunks = p.chunks();
   int64_t groups = p.rows;
   for (const Gradient& g : p.gradients)
@@ -485,12 +588,9 @@ Work work_on(Rows<K>& p) {
       groups = std::min(p.rows, std::clamp<int64_t>(kSums / std::max<int64_t>(1, p.columns), 1, kGroups));
       while (groups > 1 && p.rows * p.columns / groups < kGrain / 2) groups /= 2;  // their sums cost time, too
     }
-  for (Gradient& g : p.gradients) {
-    // Rounded lines come in bursts, by which two gradients lose; not measured on Intel's processors
-    const bool rounded = kOwn<A, T> == 1 && !kIsIntel && is_rounded_side_by_side<T>(g.to);
-    const bool whole_lines = g.to.type == scalar_type<T> || rounded;
-    g.past_caches = g.direct() && whole_lines && is_streamed(p.rows * p.columns * size_of(g.to.type), A::kLight);
-  }
+  for (Gradient& g : p.gradients)
+    g.past_caches = g.direct() && g.to.type == scalar_type<T> &&
+                    is_streamed(p.rows * p.columns * size_of(g.to.type), A::kLight);
   for (Gradient& g : p.gradients)
     if (g.to.data && !g.direct())
       g.sums.assign(std::max<int64_t>(1, g.over_columns ? p.rows * chunks : std::max<int64_t>(1, groups) * p.columns),
@@ -506,9 +606,7 @@ Work work_on(Rows<K>& p) {
       for (int64_t row = group * group_rows; row < last_row; ++row)
         for (int64_t column = chunk * kChunk; column < last; column += block) {
           const int n = static_cast<int>(std::min<int64_t>(block, last - column));
-          if (wanted == 0) run_block<Accumulator, T, 0>(p, row, column, n, group);
-          else if (wanted <= kFewer) run_block<Accumulator, T, kFewer>(p, row, column, n, group);
-          else run_block<Accumulator, T, K>(p, row, column, n, group);
+          run_one(p, row, column, n, group);
         }
     }
   };

@@ -12,7 +12,7 @@ namespace vae_fast {
 template <class T, int LANES>
 struct Bernoulli : Defaults {
   static constexpr int kParameters = 1, kJoined = 120;
-  static constexpr bool kLosesNaN = true, kLight = true;
+  static constexpr bool kLosesNaN = true, kLight = true, kStored = true;
   T linear[LANES], q[LANES];
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {
@@ -35,7 +35,7 @@ struct Bernoulli : Defaults {
 template <class T, int LANES>
 struct BernoulliProbs : Sum<T, LANES> {
   static constexpr int kParameters = 1;
-  static constexpr bool kHeavy = true;  // two logarithms
+  static constexpr bool kHeavy = true, kStored = true;  // two logarithms
   static constexpr T kLow = std::numeric_limits<T>::min(), kHigh = T(1) - std::numeric_limits<T>::epsilon() / 2;
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[1], T x, T scale, T (&gradients)[1]) {

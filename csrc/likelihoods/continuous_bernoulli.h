@@ -11,7 +11,7 @@ namespace vae_fast {
 template <class T, int LANES>
 struct ContinuousBernoulli : Sum<T, LANES> {
   static constexpr int kParameters = 1;
-  static constexpr bool kHeavy = true, kLosesNaN = true;
+  static constexpr bool kHeavy = true, kLosesNaN = true, kStored = true;
   T product[LANES];
 
   VAE_FAST_FN ContinuousBernoulli() : Sum<T, LANES>{} {

@@ -100,7 +100,7 @@ VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T dif
 template <class T, int LANES>
 struct DiscretizedLogistic : Defaults {
   static constexpr int kParameters = 2, kOptions = 3, kJoined = 40;
-  static constexpr bool kHeavy = true, kCounts = true, kPixels = true, kLosesNaN = true;
+  static constexpr bool kHeavy = true, kCounts = true, kPixels = true, kLosesNaN = true, kStored = true;
   Levels<T> levels;
   T linear[LANES] = {}, q[LANES] = {};
 

@@ -10,7 +10,7 @@ namespace vae_fast {
 template <class T, int LANES>
 struct Gaussian : Sum<T, LANES> {
   static constexpr int kParameters = 2, kOfColumns = 0b10;
-  static constexpr bool kLight = true;
+  static constexpr bool kLight = true, kStored = true;
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T scale, T (&gradients)[2]) {
     const T v = parameters[1], factor = inverse_sigma(v), h = (parameters[0] - x) * factor;
@@ -25,7 +25,7 @@ struct Gaussian : Sum<T, LANES> {
 template <class T, int LANES>
 struct GaussianShared : Sum<T, LANES> {
   static constexpr int kParameters = 2;
-  static constexpr bool kLight = true;
+  static constexpr bool kLight = true, kStored = true;
   T v, factor;
 
   VAE_FAST_FN explicit GaussianShared(T logvar) : Sum<T, LANES>{}, v(logvar), factor(inverse_sigma(logvar)) {}
