@@ -27,6 +27,8 @@ TESTS = (
     "test_memory.py::test_nothing_changes_that_anyone_holds",
     "test_memory.py::test_no_more_is_kept_and_in_use_than_was_in_use_at_once",
     "test_memory.py::test_threads",
+    "test_stored.py::test_rows_among_others",
+    "test_stored.py::test_gradients_that_an_incoming_one_scales",
     "test_stream.py::test_one_scale",
     "operator_calls.py",
 )

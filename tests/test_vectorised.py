@@ -21,6 +21,7 @@ PARAMETERS = {
     },
     **{"Poisson": 1, "NegativeBinomial": 3, "ZeroInflatedNegativeBinomial": 4},
 }
+STORED = ["Bernoulli", "BernoulliProbs", "Gaussian", "Laplace", "ContinuousBernoulli", "DiscretizedLogistic"]
 # Loops by lanes, with how many scalar operations they may have beside half the packed ones; of a row's, by how many
 # gradients they have
 BY_LANES = {
@@ -61,7 +62,7 @@ def functions():
     clones = {
         name: code
         for name, code in zip(blocks[::2], blocks[1::2], strict=True)
-        if "x86_64_v4" in name or ".avx512f" in name
+        if "x86_64_v4" in name or ".avx512f" in name or "_stored" in name
     }
     if not clones:
         pytest.skip("this library was not built for x86-64-v4")
@@ -79,6 +80,22 @@ def operations(functions, loop):
 def test_loops_by_lanes(functions, loop):
     packed, scalar = operations(functions, loop)
     assert packed >= FEWEST.get(loop, 10) and scalar <= packed // 2 + BY_LANES[loop]
+
+
+@pytest.mark.parametrize("name", [*STORED, "GaussianShared", "LaplaceShared"])
+def test_stored_numbers_are_widened_and_rounded_in_registers(functions, name):
+    """Sixteen at a time: in the loop, in the one between questions to memory and in that of the last lanes."""
+    named = f"run_stored_block<vae_fast::{name}, "
+    codes = {function: code for function, code in functions.items() if named in function}
+    assert len(codes) == 2 * 6  # with gradients and without; dtypes of parameters and x
+    for function, code in codes.items():
+        bytes_, halves = "(vae_fast::Intensity|unsigned char)", "c10::BFloat16"
+        assert len(re.findall(r"\tvpmovzxbd\s.*%zmm", code)) >= 3 * bool(re.search(bytes_, function))
+        assert len(re.findall(r"\tvpmovzxwd\s.*%zmm", code)) >= 3 * (halves in function)
+        rounded = halves in function and f"{name}, 0," not in function
+        assert len(re.findall(r"\tvcvtneps2bf16\s.*%zmm", code)) >= 3 * rounded
+        packed, scalar = (len(re.findall(OPERATION + kind, code)) for kind in (r"ps\s.*%zmm", r"ss\s"))
+        assert packed >= 6 and scalar <= packed // 2 + 40  # an exponential of a shared scale; the last lanes' sums
 
 
 @pytest.mark.parametrize("loop", FLAT)

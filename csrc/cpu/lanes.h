@@ -1,4 +1,4 @@
-// Observations as they are stored, to vectors of float and back, in registers: of processors that round to bfloat16 by an
+// Numbers as they are stored, to vectors of float and back, in registers: for processors that round to bfloat16 by an
 // instruction.
 #pragma once
 
@@ -23,9 +23,15 @@ VAE_FAST_IN_LANES inline void widen_lanes(const uint8_t* from, float* to) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   _mm512_storeu_ps(to, _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepu8_epi32(0xffff, bytes)));
 }
+// The product is rounded, as it is in a buffer, and no part of a multiply-add: a mean of 1 is no more than 255
 VAE_FAST_IN_LANES inline void widen_lanes(const Intensity* from, float* to) {
   widen_lanes(&from->stored, to);
-  _mm512_storeu_ps(to, _mm512_mul_ps(_mm512_loadu_ps(to), _mm512_set1_ps(static_cast<float>(1. / 255.))));
+  const __m512 unit = _mm512_set1_ps(static_cast<float>(1. / 255.));
+  _mm512_storeu_ps(to, _mm512_maskz_mul_ps(0xffff, _mm512_loadu_ps(to), unit));
+}
+VAE_FAST_IN_LANES inline void widen_lanes(const Truth* from, float* to) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  _mm512_storeu_ps(to, _mm512_maskz_mov_ps(_mm_test_epi8_mask(bytes, bytes), _mm512_set1_ps(1)));
 }
 VAE_FAST_IN_LANES inline void narrow_lanes(const float* from, float* to) {
   _mm512_storeu_ps(to, _mm512_loadu_ps(from));

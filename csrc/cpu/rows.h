@@ -528,13 +528,15 @@ Block<K> block_of([[maybe_unused]] const Rows<K>& p) {
       return all;
     };
     using Bytes = std::conditional_t<A::kCounts, uint8_t, Intensity>;
-    const bool bytes = p.x.type == ScalarType::Byte;
     if (are(ScalarType::BFloat16)) {
-      if (bytes) return run_stored_block<Accumulator, GRADIENTS, BFloat16, Bytes>;
+      if (p.x.type == ScalarType::Byte) return run_stored_block<Accumulator, GRADIENTS, BFloat16, Bytes>;
+      if (p.x.type == ScalarType::Bool) return run_stored_block<Accumulator, GRADIENTS, BFloat16, Truth>;
       if (p.x.type == ScalarType::BFloat16) return run_stored_block<Accumulator, GRADIENTS, BFloat16, BFloat16>;
       if (p.x.type == ScalarType::Float) return run_stored_block<Accumulator, GRADIENTS, BFloat16, float>;
+    } else if (are(ScalarType::Float)) {
+      if (p.x.type == ScalarType::Byte) return run_stored_block<Accumulator, GRADIENTS, float, Bytes>;
+      if (p.x.type == ScalarType::Bool) return run_stored_block<Accumulator, GRADIENTS, float, Truth>;
     }
-    if (bytes && are(ScalarType::Float)) return run_stored_block<Accumulator, GRADIENTS, float, Bytes>;
   }
 #endif
   return run_block<Accumulator, T, GRADIENTS>;

@@ -1,4 +1,5 @@
 // scale_rows_: the incoming gradient, applied to gradients that the forward pass has computed.
+#include "lanes.h"
 #include "operators.h"
 
 namespace vae_fast {
@@ -11,10 +12,30 @@ VAE_FAST_CLONES void scale_block(T* values, T factor, int64_t n) {
     for (int64_t i = 0; i < n; ++i) values[i] *= factor;
 }
 
+#if VAE_FAST_STORED_LANES
+// Whole vectors of n numbers; how many that are is returned
+VAE_FAST_IN_LANES int64_t scale_stored(BFloat16* values, float factor, int64_t n) {
+  const int64_t whole = n - n % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    float lanes[kLanes];
+    widen_lanes(values + i, lanes);
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] *= factor;
+    narrow_lanes(lanes, values + i);
+  }
+  return whole;
+}
+#endif
+
 template <class T>
 void scale_row(const Matrix& m, int64_t row, int64_t columns, T factor) {
   T buffer[kBlock];
-  for (int64_t column = 0; column < columns; column += kBlock) {
+  int64_t column = 0;
+#if VAE_FAST_STORED_LANES
+  if constexpr (std::is_same_v<T, float>)
+    if (kRoundsToBFloat16 && m.type == ScalarType::BFloat16 && m.column_stride == 1 && factor != 0)
+      column = scale_stored(m.at<BFloat16>(row, 0), factor, columns);
+#endif
+  for (; column < columns; column += kBlock) {
     const int64_t n = std::min<int64_t>(kBlock, columns - column);
     T* values = const_cast<T*>(load(m, row, column, n, buffer));
     scale_block(values, factor, n);
