@@ -28,6 +28,7 @@ TESTS = (
     "test_memory.py::test_no_more_is_kept_and_in_use_than_was_in_use_at_once",
     "test_memory.py::test_threads",
     "test_stored.py::test_rows_among_others",
+    "test_stored.py::test_scales_that_observations_share",
     "test_stored.py::test_gradients_that_an_incoming_one_scales",
     "test_stream.py::test_one_scale",
     "operator_calls.py",

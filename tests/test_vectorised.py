@@ -89,13 +89,18 @@ def test_stored_numbers_are_widened_and_rounded_in_registers(functions, name):
     codes = {function: code for function, code in functions.items() if named in function}
     assert len(codes) == 2 * 6  # with gradients and without; dtypes of parameters and x
     for function, code in codes.items():
-        bytes_, halves = "(vae_fast::Intensity|unsigned char)", "c10::BFloat16"
-        assert len(re.findall(r"\tvpmovzxbd\s.*%zmm", code)) >= 3 * bool(re.search(bytes_, function))
-        assert len(re.findall(r"\tvpmovzxwd\s.*%zmm", code)) >= 3 * (halves in function)
-        rounded = halves in function and f"{name}, 0," not in function
-        assert len(re.findall(r"\tvcvtneps2bf16\s.*%zmm", code)) >= 3 * rounded
+        halves = "c10::BFloat16" in function
+        widened = {"vpmovzxbd": r"Intensity|unsigned char", "vpmovzxwd": "c10::BFloat16", "vptestmb": "Truth"}
+        for instruction, dtype in widened.items():
+            assert code.count(f"\t{instruction} ") >= 3 * bool(re.search(dtype, function))
+        assert code.count("\tvcvtneps2bf16 ") >= 3 * (halves and f"{name}, 0," not in function)
         packed, scalar = (len(re.findall(OPERATION + kind, code)) for kind in (r"ps\s.*%zmm", r"ss\s"))
         assert packed >= 6 and scalar <= packed // 2 + 40  # an exponential of a shared scale; the last lanes' sums
+
+
+def test_stored_gradients_are_scaled_in_registers(functions):
+    [code] = [code for function, code in functions.items() if "scale_stored" in function]
+    assert all(instruction in code for instruction in ("vpmovzxwd", "vcvtneps2bf16")) and "mulss" not in code
 
 
 @pytest.mark.parametrize("loop", FLAT)
@@ -123,6 +128,9 @@ def test_memory_is_asked_for_what_comes_next(functions, loop):
 @pytest.mark.parametrize("name", ["Bernoulli", "Gaussian", "ContinuousBernoulli"])
 def test_large_gradients_are_streamed(functions, name):
     """Between the steps, and not behind them: there they would all wait for memory at once."""
-    loop = f"run_block<vae_fast::{name}, float, {PARAMETERS[name]}"
-    codes = [code for function, code in functions.items() if loop in function]
-    assert codes and all(len(re.findall(r"\tv?movntdq", code)) >= 8 for code in codes)
+    loops = (
+        f"run_block<vae_fast::{name}, float, {PARAMETERS[name]}",
+        f"<vae_fast::{name}, {PARAMETERS[name]}, float, vae",
+    )
+    codes = [code for function, code in functions.items() if any(loop in function for loop in loops)]
+    assert len(codes) == 1 + 2 and all(len(re.findall(r"\tv?movntdq", code)) >= 8 for code in codes)

@@ -3,6 +3,7 @@
 
 #include "../matrix.h"
 
+#include <cstring>
 #include <type_traits>
 
 // Targets are features: into a function for another processor than the command line's GCC inlines no intrinsic. Before
@@ -103,8 +104,7 @@ inline __attribute__((noinline)) void round_all(const float* from, BFloat16* to,
     _mm256_mask_storeu_epi16(to + i, some, halves);
   }
 }
-inline const bool kRoundsToBFloat16 =
-    __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+inline const bool kRoundsToBFloat16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("x86-64-v4");
 #endif
 
 // n results, rounded to the operand's dtype

@@ -453,7 +453,8 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
   bool changed = false;
   if (count > 0) {
-    const T value = accumulate<A, GRADIENTS>(options, in[K - 1][0], in, in[K], out, asked, scale, count, ahead, streams);
+    const T value =
+        accumulate<A, GRADIENTS>(options, in[K - 1][0], in, in[K], out, asked, scale, count, ahead, streams);
     if (GRADIENTS && A::kLosesNaN && value != value) {
       pass_nan<A, GRADIENTS>(in, out, count);
       changed = true;
@@ -470,17 +471,18 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   }
 }
 
-#if VAE_FAST_STORED_LANES
+#if defined(VAE_FAST_TARGET)
 // The same without a mask, of observations that are widened, and gradients that are rounded, in registers. What is rare is
-// left to the other: rows that don't count, and NaN.
+// left to the other: rows that don't count, and NaN that may be lost.
 template <template <class, int> class Accumulator, int GRADIENTS, class P, class X, int K>
 VAE_FAST_IN_LANES void run_stored_block(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
   using A = Accumulator<float, kLanes>;
+  static_assert(A::kParts == 1 && !A::kSparse);
   constexpr int N = kStaged<A, float>;
   const auto scale = static_cast<float>(p.row_weight(row) * p.scale);
   if (scale == 0) return run_block<Accumulator, float, GRADIENTS>(p, row, column, n, group);
   P buffers[K][N];
-  const P* in[K] = {};
+  const P* in[K];
   P* out[K];
   bool asked[K];
   Stream streams[K];
@@ -493,16 +495,17 @@ VAE_FAST_IN_LANES void run_stored_block(Rows<K>& p, int64_t row, int64_t column,
     out[k] = asked[k] && !g.past_caches ? g.to.template at<P>(row, column) : buffers[k];
     if (g.past_caches) streams[k] = {buffers[k], g.to.template at<P>(row, column)};
     else if (in_place && asked[k]) ahead.add(g.to, next.row, next.column);
-    if (k < kOwn<A, float>) in[k] = p.parameters[k].template at<P>(row, column);
+    in[k] = k < kOwn<A, float> ? p.parameters[k].template at<P>(row, column) : buffers[k];
     if (in_place) ahead.add(p.parameters[k], next.row, next.column);
   }
   if (in_place) ahead.add(p.x, next.row, next.column);
-  float options[A::kOptions + 1], buffer;
+  float options[A::kOptions + 1], last = 0;
   for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<float>(p.options[k]);
-  const float last = *load(p.parameters[K - 1], row, column, 1, &buffer);
+  if constexpr (shares_last<A, float>) last = *load(p.parameters[K - 1], row, column, 1, &last);
   const X* x = p.x.template at<X>(row, column);
   const float value = accumulate<A, GRADIENTS>(options, last, in, x, out, asked, scale, n, ahead, streams);
-  if (A::kLosesNaN && value != value) return run_block<Accumulator, float, GRADIENTS>(p, row, column, n, group);
+  if (GRADIENTS && A::kLosesNaN && value != value)
+    return run_block<Accumulator, float, GRADIENTS>(p, row, column, n, group);
   for (Stream& stream : streams)
     if (stream.is_open()) stream.finish(n * static_cast<int64_t>(sizeof(P)), false);
   p.values[p.cell(row, column)] += value;
@@ -515,7 +518,7 @@ using Block = void (*)(Rows<K>& p, int64_t row, int64_t column, int n, int64_t g
 // The code for a block with the gradients of the first GRADIENTS parameters
 template <template <class, int> class Accumulator, class T, int GRADIENTS, int K>
 Block<K> block_of([[maybe_unused]] const Rows<K>& p) {
-#if VAE_FAST_STORED_LANES
+#if defined(VAE_FAST_TARGET)
   using A = Accumulator<T, kLanes>;
   if constexpr (std::is_same_v<T, float> && A::kStored && GRADIENTS <= kOwn<A, T>) {
     const auto are = [&p](ScalarType type) {
@@ -591,8 +594,8 @@ Work work_on(Rows<K>& p) {
       while (groups > 1 && p.rows * p.columns / groups < kGrain / 2) groups /= 2;  // their sums cost time, too
     }
   for (Gradient& g : p.gradients)
-    g.past_caches = g.direct() && g.to.type == scalar_type<T> &&
-                    is_streamed(p.rows * p.columns * size_of(g.to.type), A::kLight);
+    g.past_caches =
+        g.direct() && g.to.type == scalar_type<T> && is_streamed(p.rows * p.columns * size_of(g.to.type), A::kLight);
   for (Gradient& g : p.gradients)
     if (g.to.data && !g.direct())
       g.sums.assign(std::max<int64_t>(1, g.over_columns ? p.rows * chunks : std::max<int64_t>(1, groups) * p.columns),

@@ -12,7 +12,7 @@ VAE_FAST_CLONES void scale_block(T* values, T factor, int64_t n) {
     for (int64_t i = 0; i < n; ++i) values[i] *= factor;
 }
 
-#if VAE_FAST_STORED_LANES
+#if defined(VAE_FAST_TARGET)
 // Whole vectors of n numbers; how many that are is returned
 VAE_FAST_IN_LANES int64_t scale_stored(BFloat16* values, float factor, int64_t n) {
   const int64_t whole = n - n % kLanes;
@@ -30,7 +30,7 @@ template <class T>
 void scale_row(const Matrix& m, int64_t row, int64_t columns, T factor) {
   T buffer[kBlock];
   int64_t column = 0;
-#if VAE_FAST_STORED_LANES
+#if defined(VAE_FAST_TARGET)
   if constexpr (std::is_same_v<T, float>)
     if (kRoundsToBFloat16 && m.type == ScalarType::BFloat16 && m.column_stride == 1 && factor != 0)
       column = scale_stored(m.at<BFloat16>(row, 0), factor, columns);
