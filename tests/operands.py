@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vae_fast.likelihoods import LIKELIHOODS
+
 DEVICE = torch.get_default_device()  # see --device
 EMULATED = "VAE_FAST_TEST_EMULATED" in os.environ  # see conftest.py
 ON_GPU = DEVICE.type != "cpu" or EMULATED
@@ -57,6 +59,24 @@ def levels(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor
     """One of 256 levels: its number, as integers, or its place on [-1, 1]."""
     level = torch.randint(256, shape)
     return (2 * level / 255 - 1).to(dtype) if dtype.is_floating_point else level.to(dtype)
+
+
+def elements(name: str, rows: int, columns: int, dtype: torch.dtype, x_dtype: torch.dtype) -> list:
+    """An operator's, up to its weight: parameters of their own for each observation, x, the options."""
+    entry = LIKELIHOODS[name]
+    positive = (entry.counts and "levels" not in entry.options) or name == "bernoulli_probs"
+    parameters = [
+        (torch.rand(rows, columns) * 0.8 + 0.1 if positive else torch.randn(rows, columns)).to(dtype)
+        for _ in entry.parameters
+    ]
+    if entry.per_row:
+        parameters[-1] = parameters[-1][:, :1]
+    if "levels" in entry.options:
+        x = levels((rows, columns), x_dtype)
+        return [*parameters, x, *entry.numbers(entry.options_for({}, x))]
+    if entry.counts:
+        return [*parameters, torch.poisson(torch.rand(rows, columns)).to(x_dtype), *(0.0 for _ in entry.options)]
+    return [*parameters, target((rows, columns), x_dtype), *(0.0 for _ in entry.options)]
 
 
 def leaf(t: Tensor) -> Tensor:

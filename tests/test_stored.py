@@ -3,7 +3,7 @@ where there is a mask. Without an instruction that rounds to bfloat16 it moves a
 
 import pytest
 import torch
-from operands import levels, target
+from operands import elements
 from torch import Tensor
 
 import vae_fast
@@ -14,16 +14,6 @@ NAMES = ["bernoulli", "bernoulli_probs", "gaussian", "laplace", "continuous_bern
 DTYPES = [(BF16, U8), (BF16, BOOL), (BF16, BF16), (BF16, F32), (F32, U8), (F32, BOOL)]
 
 pytestmark = pytest.mark.skipif("cpp        cpu   available" not in vae_fast.report(), reason="no C++")
-
-
-def operands(name: str, rows: int, columns: int, dtype: torch.dtype, x_dtype: torch.dtype) -> list:
-    """Parameters of their own for each observation, x, the options."""
-    entry = LIKELIHOODS[name]
-    parameters = [torch.randn(rows, columns).to(dtype) for _ in entry.parameters]
-    if name == "bernoulli_probs":
-        parameters = [p.float().sigmoid().to(dtype) for p in parameters]
-    x = (levels if "levels" in entry.options else target)((rows, columns), x_dtype)
-    return [*parameters, x, *entry.numbers(entry.options_for({}, x))]
 
 
 def widened(name: str, arguments: list, weight: Tensor | None, asked: int) -> list[tuple[Tensor, Tensor]]:
@@ -47,7 +37,7 @@ def assert_alike(results: list[tuple[Tensor, Tensor]]) -> None:
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_likelihoods(name, dtypes, columns, poisoned):
-    arguments = operands(name, 7, columns, *dtypes)
+    arguments = elements(name, 7, columns, *dtypes)
     count = len(LIKELIHOODS[name].parameters)
     for asked in range(2**count):
         assert_alike(widened(name, arguments, None, asked))
@@ -58,7 +48,7 @@ def test_likelihoods(name, dtypes, columns, poisoned):
 @pytest.mark.parametrize("name", ["gaussian", "laplace"])
 def test_scales_that_observations_share(name, dtypes, shape, poisoned):
     for scale_dtype in (dtypes[0], F32):
-        mean, _, x = operands(name, 37, 784, *dtypes)[:3]
+        mean, _, x = elements(name, 37, 784, *dtypes)[:3]
         arguments = [mean, torch.randn(shape).to(scale_dtype), x]
         for asked in range(4):
             assert_alike(widened(name, arguments, None, asked))
@@ -76,7 +66,7 @@ def test_a_mean_that_is_what_a_byte_stands_for():
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_and_nan(name, dtypes, poisoned):
     """Rows of weight 0, whatever is in them; NaN among parameters and observations, which stays in its row."""
-    arguments = operands(name, 37, 784, *dtypes)
+    arguments = elements(name, 37, 784, *dtypes)
     arguments[0][5, 700] = arguments[0][9, 3] = torch.nan
     count = len(LIKELIHOODS[name].parameters)
     if dtypes[1].is_floating_point:
@@ -95,7 +85,7 @@ def test_weights_and_nan(name, dtypes, poisoned):
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_among_others(name, dtypes, poisoned):
     """Columns of larger matrices, whose rows begin anywhere, and every second row of them."""
-    wide = operands(name, 14, 801, *dtypes)
+    wide = elements(name, 14, 801, *dtypes)
     count = len(LIKELIHOODS[name].parameters)
     for rows, columns in ((slice(None), slice(5, 790)), (slice(None, None, 2), slice(1, 400))):
         part = [t[rows, columns] if isinstance(t, Tensor) else t for t in wide]

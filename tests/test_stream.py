@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from operands import levels, target
+from operands import elements, target
 from torch import Tensor
 
 import vae_fast
@@ -41,24 +41,6 @@ def test_from_which_size_on():
 DTYPES = [(torch.float32, torch.float32), (torch.float32, torch.uint8), (torch.float64, torch.float32)]
 
 
-def operands(name: str, rows: int, columns: int, dtype: torch.dtype, x_dtype: torch.dtype) -> list:
-    """An operator's, up to its weight: parameters of their own for each observation, x, the options."""
-    entry = LIKELIHOODS[name]
-    positive = entry.counts or name == "bernoulli_probs"
-    parameters = [
-        (torch.rand(rows, columns) * 0.8 + 0.1 if positive else torch.randn(rows, columns)).to(dtype)
-        for _ in entry.parameters
-    ]
-    if entry.per_row:
-        parameters[-1] = parameters[-1][:, :1]
-    if "levels" in entry.options:
-        x = levels((rows, columns), x_dtype)
-        return [*parameters, x, *entry.numbers(entry.options_for({}, x))]
-    if entry.counts:
-        return [*parameters, torch.poisson(torch.rand(rows, columns)).to(x_dtype), *(0.0 for _ in entry.options)]
-    return [*parameters, target((rows, columns), x_dtype), *(0.0 for _ in entry.options)]
-
-
 def both_ways(stream_from, operator, *arguments) -> list[tuple[Tensor, Tensor]]:
     """Each result, kept in the caches and streamed."""
     found = []
@@ -76,7 +58,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("columns", [1, 3, 15, 16, 17, 129, 784, 1100])
 @pytest.mark.parametrize("name", ELEMENTS)
 def test_likelihoods(name, columns, dtypes, stream_from, poisoned):
-    arguments = operands(name, 37, columns, *dtypes)
+    arguments = elements(name, 37, columns, *dtypes)
     count = len(LIKELIHOODS[name].parameters)
     operator = getattr(torch.ops.vae_fast, f"{name}_nll")
     for kept, streamed in both_ways(stream_from, operator, *arguments, None, None, 2**count - 1):
@@ -100,7 +82,7 @@ def test_one_scale(name, shape, x_dtype, stream_from, poisoned):
 @pytest.mark.parametrize("name", ELEMENTS)
 def test_rows_that_are_changed_after_they_are_computed(name, dtypes, stream_from, poisoned):
     """Weights of 0, NaN among parameters and observations, a mask."""
-    arguments = operands(name, 37, 784, *dtypes)
+    arguments = elements(name, 37, 784, *dtypes)
     arguments[0][5, 700] = arguments[0][9, 3] = torch.nan
     if dtypes[1].is_floating_point:
         arguments[len(LIKELIHOODS[name].parameters)][11, 130] = torch.nan

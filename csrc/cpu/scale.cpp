@@ -32,8 +32,7 @@ void scale_row(const Matrix& m, int64_t row, int64_t columns, T factor) {
   int64_t column = 0;
 #if defined(VAE_FAST_TARGET)
   if constexpr (std::is_same_v<T, float>)
-    if (kRoundsToBFloat16 && m.type == ScalarType::BFloat16 && m.column_stride == 1 && factor != 0)
-      column = scale_stored(m.at<BFloat16>(row, 0), factor, columns);
+    if (is_rounded_side_by_side(m) && factor != 0) column = scale_stored(m.at<BFloat16>(row, 0), factor, columns);
 #endif
   for (; column < columns; column += kBlock) {
     const int64_t n = std::min<int64_t>(kBlock, columns - column);
