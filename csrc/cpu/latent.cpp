@@ -12,14 +12,14 @@ template <int K>
 struct Latent {
   int64_t rows = 0, columns = 0;
   Matrix parameters[K];  // mu, logvar and, for K = 4, the prior's
-  Matrix z;              // forward: the sample
+  Matrix z, kl;          // forward: the sample and, if asked for, the divergence
   Matrix dz, dkl;        // backward: incoming, each may be absent; dkl [1, rows]
   Matrix gradients[2];   // backward: of mu and logvar
-  bool divergence = false;
   uint64_t seed = 0;
-  std::vector<double> sums;  // [rows, pieces]
+  std::vector<double> sums;  // of the divergence's terms, [rows, pieces], where units aren't whole rows
 
   int64_t pieces() const { return columns > kBlock ? (columns + kBlock - 1) / kBlock : 1; }
+  bool has_whole_rows() const { return columns > 0 && columns <= kBlock; }  // each unit
   int64_t rows_per_unit() const { return columns > 0 && columns < kBlock ? kBlock / columns : 1; }
 };
 
@@ -34,13 +34,25 @@ bool is_flat(const Matrix& m, const Unit& u) {
   return m.column_stride == 1 && (u.count == 1 || m.row_stride == u.width);
 }
 
-// The memory of a unit's posterior, incoming gradient and results, fetched while its noise is made, for which nothing is
-// read. AMD's processors foresee forward's three runs of memory in place, and none foresees backward's five.
-using Fetched = Ahead<5>;
+// Memory of the next unit, asked for while this one's noise is made, for which nothing is read: of half the operands with
+// the words, of half with the normals. AMD's processors foresee forward's three runs of memory in place, and none foresees
+// backward's five.
+struct Next {
+  Unit unit;
+  bool exists;
+  Fetched fetched[2];
+  int operands = 0;
 
-void add(Fetched& fetched, const Matrix& m, const Unit& u) {
-  if (m.data && is_flat(m, u)) fetched.add(m, u.row, u.column);
-}
+  template <int K>
+  Next(const Latent<K>& p, const Unit& u) : unit(u) {
+    unit.column += u.width;
+    if (unit.column >= p.columns) unit.column = 0, unit.row += u.count;
+    exists = unit.row < p.rows;
+  }
+  void add(const Matrix& m) {
+    if (exists && m.data && is_flat(m, unit)) fetched[operands++ % 2].add(m, unit.row, unit.column);
+  }
+};
 
 // Box and Muller's normals of n pairs of words, in two loops, of radii and of angles: of one loop's long chains a
 // processor's schedulers would hold only some two vectors' at a time.
@@ -58,12 +70,12 @@ VAE_FAST_CLONES void make_normals(const Words& words, int n, T* noise, const Fet
 
 // The normals of n elements from `first` on
 template <class T>
-const T* normals(uint64_t seed, int64_t first, int64_t n, T (&noise)[kNoise], const Fetched& fetched) {
+const T* normals(uint64_t seed, int64_t first, int64_t n, T (&noise)[kNoise], const Next& next) {
   constexpr int64_t kAtOnce = 4 * kCountersAtOnce;
   const int counters = static_cast<int>((first % 4 + n + kAtOnce - 1) / kAtOnce) * kCountersAtOnce;
   Words words;
-  random_words(PhiloxKeys<uint64_t>(seed), static_cast<uint64_t>(first / 4), counters, words);
-  make_normals(words, 2 * counters, noise, fetched);
+  random_words(PhiloxKeys<uint64_t>(seed), static_cast<uint64_t>(first / 4), counters, words, next.fetched[0]);
+  make_normals(words, 2 * counters, noise, next.fetched[1]);
   return noise + first % 4;
 }
 
@@ -120,8 +132,8 @@ VAE_FAST_CLONES void sample_with_terms(const T* const (&in)[K], const T* noise, 
 }
 
 template <class T>
-VAE_FAST_CLONES void row_sums(const T* terms, const Unit& u, double* sums, int64_t stride) {
-  for (int64_t i = 0; i < u.count; ++i) sums[i * stride] = sum(terms + i * u.width, u.width);
+VAE_FAST_CLONES void row_sums(const T* terms, const Unit& u, double* sums) {
+  for (int64_t i = 0; i < u.count; ++i) sums[i] = sum(terms + i * u.width, u.width);
 }
 
 // dmu = dz + dkl dKL/dmu, dlogvar = dz e^(logvar/2) eps / 2 + dkl dKL/dlogvar
@@ -143,28 +155,31 @@ template <class Kl, class T, int K>
 void forward_unit(Latent<K>& p, const Unit& u) {
   T staged[K][kBlock], noise[kNoise], terms[kBlock], z[kBlock];
   const T* in[K];
-  Fetched fetched;
+  Next next(p, u);
   for (const Matrix* m : {&p.parameters[0], &p.parameters[1], &p.z})
-    if (kIsIntel || m->type != scalar_type<T>) add(fetched, *m, u);
+    if (kIsIntel || m->type != scalar_type<T>) next.add(*m);
   const int64_t first = u.row * p.columns + u.column;
-  const T* eps = normals(p.seed, first, u.size(), noise, fetched);
+  const T* eps = normals(p.seed, first, u.size(), noise, next);
   for (int k = 0; k < K; ++k) in[k] = flat(p.parameters[k], u, staged[k]);
   T* to = destination(p.z, 0, first, z);
-  if (p.divergence) sample_with_terms<Kl>(in, eps, u.size(), to, terms);
+  if (p.kl.data) sample_with_terms<Kl>(in, eps, u.size(), to, terms);
   else sample(in, eps, u.size(), to);
   if (to == z) store(z, p.z, 0, first, u.size());
-  if (p.divergence) row_sums(terms, u, &p.sums[u.row * p.pieces() + u.column / kBlock], p.pieces());
+  if (!p.kl.data) return;
+  if (!p.has_whole_rows()) return row_sums(terms, u, &p.sums[u.row * p.pieces() + u.column / kBlock]);
+  double sums[kBlock];
+  row_sums(terms, u, sums);
+  for (int64_t i = 0; i < u.count; ++i) *p.kl.template at<T>(u.row + i, 0) = Kl{}.finish(static_cast<T>(sums[i]), T(1));
 }
 
 template <class Kl, class T, int K>
 void backward_unit(Latent<K>& p, const Unit& u) {
   T staged[K][kBlock], noise[kNoise], dz_staged[kBlock], dkl_staged[kBlock], computed[2][kBlock];
   const T *in[K], *dz = dz_staged;
-  Fetched fetched;
-  for (const Matrix* m : {&p.parameters[0], &p.parameters[1], &p.dz, &p.gradients[0], &p.gradients[1]})
-    add(fetched, *m, u);
+  Next next(p, u);
+  for (const Matrix* m : {&p.parameters[0], &p.parameters[1], &p.dz, &p.gradients[0], &p.gradients[1]}) next.add(*m);
   const int64_t first = u.row * p.columns + u.column;
-  const T* eps = normals(p.seed, first, u.size(), noise, fetched);
+  const T* eps = normals(p.seed, first, u.size(), noise, next);
   for (int k = 0; k < K; ++k) in[k] = flat(p.parameters[k], u, staged[k]);
   if (p.dz.data) dz = flat(p.dz, u, dz_staged);
   else std::fill(dz_staged, dz_staged + u.size(), T(0));
@@ -226,20 +241,24 @@ void for_each_unit_in_type(const Latent<K>& p, const F& run) {
 template <template <class, int> class Kl, int K>
 void sample_and_divergence(const Tensor (&parameters)[K], uint64_t seed, Tensor& z, Tensor* kl) {
   Latent<K> p = latent(parameters);
-  p.seed = seed, p.divergence = kl != nullptr;
+  p.seed = seed;
   z = empty({p.rows, p.columns}, parameters[0].scalar_type());
   p.z = output(z);
-  if (kl) p.sums.assign(p.rows * p.pieces(), 0.);
+  if (kl) {
+    *kl = empty({p.rows}, accumulate_type(p.parameters));
+    p.kl = output(*kl);
+    if (!p.has_whole_rows()) p.sums.assign(p.rows * p.pieces(), 0.);
+  }
   for_each_unit_in_type(p, [&](auto zero, const Unit& u) {
     using T = decltype(zero);
     forward_unit<Kl<T, 1>, T>(p, u);
   });
-  if (!kl) return;
-  *kl = vector(p.rows, accumulate_type(p.parameters), [&, pieces = p.pieces()](int64_t b) {
+  for (int64_t row = 0; !p.sums.empty() && row < p.rows; ++row) {
     double value = 0;
-    for (int64_t piece = 0; piece < pieces; ++piece) value += p.sums[b * pieces + piece];
-    return Kl<double, 1>{}.finish(value, 1);
-  });
+    for (int64_t piece = 0; piece < p.pieces(); ++piece) value += p.sums[row * p.pieces() + piece];
+    value = Kl<double, 1>{}.finish(value, 1);
+    store(&value, p.kl, row, 0, 1);
+  }
 }
 
 // (mu, logvar, seed) -> z

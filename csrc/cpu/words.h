@@ -18,8 +18,11 @@ using Lanes2 = Lanes<16>::type;
 using Lanes4 = Lanes<32>::type;
 using Lanes8 = Lanes<64>::type;
 
-constexpr int kCountersAtOnce = 16;
+constexpr int kCountersAtOnce = 32;
 constexpr int kNoise = kBlock + 4 * kCountersAtOnce;  // normals of a block and of the counters' others
+
+// Memory that is asked for during words or normals
+using Fetched = Ahead<3>;
 
 // [0]: words 0 and 2 of each counter, [1]: 1 and 3
 using Words = uint32_t[2][kNoise / 2];
@@ -42,21 +45,25 @@ inline void multiply(const Lanes2& a, const Lanes2& b, Lanes2& product) {
 }
 #endif
 
-// Two vectors at once, whose rounds overlap. What products leave in the upper halves does no harm.
+// As many vectors at once, whose rounds overlap, as there are registers for. What products leave in the upper halves does
+// no harm.
 template <class V>
-inline void make_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters, Words& words) {
-  constexpr int kWidth = sizeof(V) / sizeof(uint64_t);
+inline void make_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters, Words& words,
+                       const Fetched& fetched) {
+  constexpr int kWidth = sizeof(V) / sizeof(uint64_t), kAtOnce = sizeof(V) == sizeof(Lanes8) ? 4 : 2;
   const V factor0 = V{} + 0xD2511F53u, factor1 = V{} + 0xCD9E8D57u;
   V index;
   for (int lane = 0; lane < kWidth; ++lane) index[lane] = counter + static_cast<uint64_t>(lane);
-  for (int from = 0; from < counters; from += 2 * kWidth) {
-    V c[2][4], products[2];
+  for (int from = 0; from < counters; from += kAtOnce * kWidth) {
+    if (4 * from % kPiece == 0) fetched.fetch(4 * from);
+    V c[kAtOnce][4], products[2];
     for (auto& d : c) {  // the first round: words 2 and 3 are 0
       multiply(index, factor0, products[0]);
       d[0] = (index >> 32) ^ keys.low[0], d[1] = V{};
       d[2] = (products[0] >> 32) ^ keys.high[0], d[3] = products[0];
       index += kWidth;
     }
+#pragma GCC unroll 9
     for (int round = 1; round < 10; ++round)
       for (auto& d : c) {
         multiply(d[0], factor0, products[0]);
@@ -65,7 +72,7 @@ inline void make_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int c
         d[2] = (products[0] >> 32) ^ d[3] ^ keys.high[round];
         d[1] = products[1], d[3] = products[0];
       }
-    for (int k = 0; k < 2; ++k)
+    for (int k = 0; k < kAtOnce; ++k)
       for (int word = 0; word < 2; ++word) {
         const V pairs = (c[k][word] & 0xffffffffu) | c[k][word + 2] << 32;
         memcpy(words[word] + 2 * (from + k * kWidth), &pairs, sizeof(pairs));
@@ -76,17 +83,20 @@ inline void make_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int c
 // The words of `counters` counters, a multiple of kCountersAtOnce
 #if defined(VAE_FAST_TARGET)
 VAE_FAST_TARGET("avx512f")
-void random_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters, Words& words) {
-  make_words<Lanes8>(keys, counter, counters, words);
+void random_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters, Words& words,
+                  const Fetched& fetched) {
+  make_words<Lanes8>(keys, counter, counters, words, fetched);
 }
 VAE_FAST_TARGET("avx2")
-void random_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters, Words& words) {
-  make_words<Lanes4>(keys, counter, counters, words);
+void random_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters, Words& words,
+                  const Fetched& fetched) {
+  make_words<Lanes4>(keys, counter, counters, words, fetched);
 }
 VAE_FAST_TARGET("default")
 #endif
-void random_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters, Words& words) {
-  make_words<Lanes2>(keys, counter, counters, words);
+void random_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters, Words& words,
+                  const Fetched& fetched) {
+  make_words<Lanes2>(keys, counter, counters, words, fetched);
 }
 
 }  // namespace
