@@ -150,6 +150,7 @@ def shapes_and_layouts():
     images = torch.randn(3, 2, 4, 5)
     return {
         "matrix": torch.randn(3, 5),
+        "square": torch.randn(4, 4),
         "spaced": torch.randn(3, 10)[:, ::2],
         "transposed": torch.randn(5, 3).t(),
         "expanded": torch.randn(1, 5).expand(3, 5),
@@ -164,6 +165,29 @@ def shapes_and_layouts():
     }
 
 
+def first(t: Tensor) -> Tensor:
+    """Without its second axis."""
+    return t.select(1, 0) if t.dim() > 1 and t.shape[1] else t
+
+
+def wide(t: Tensor, planes: int) -> Tensor:
+    """As many planes along the second axis."""
+    return t.repeat(1, planes, *[1] * (t.dim() - 2))[:, :planes] if t.dim() > 1 else t
+
+
+def last(t: Tensor) -> Tensor:
+    return t.movedim(1, -1) if t.dim() > 1 else t
+
+
+def mixture(p: Tensor, x: Tensor, **options) -> Tensor:
+    return vae_fast.discretized_logistic_mixture_nll(p, x, **options)
+
+
+def loss(name: str, p: Tensor, x: Tensor, **options) -> Tensor:
+    posterior = rows_of(p)[:, :1] if isinstance(p, Tensor) else rows_of(p[0])[:, :1]
+    return vae_fast.ELBOLoss(name, beta=0.7, **options)(p, x, posterior, posterior)
+
+
 CALLS = {
     "bernoulli": lambda p, x: vae_fast.bernoulli_nll(p, x),
     "probabilities": lambda p, x: vae_fast.bernoulli_nll(p.sigmoid(), x, from_logits=False),
@@ -172,7 +196,38 @@ CALLS = {
     "gaussian, a number": lambda p, x: vae_fast.gaussian_nll(p, x, logvar=0.3),
     "gaussian, [1, 1]": lambda p, x: vae_fast.gaussian_nll(p, x, logvar=torch.full((1, 1), 0.3)),
     "gaussian, each": lambda p, x: vae_fast.gaussian_nll(p, x, logvar=p * 2),
+    "gaussian, a learned number": lambda p, x: vae_fast.gaussian_nll(p, x, logvar=p.mean()),
+    "gaussian, one a column": lambda p, x: vae_fast.gaussian_nll(p, x, logvar=p.sum(0)),
     "laplace": lambda p, x: vae_fast.laplace_nll(p, x, log_scale=1.0),
+    "discretized logistic": lambda p, x: vae_fast.discretized_logistic_nll(p, p, x),
+    "discretized logistic, 16": lambda p, x: vae_fast.discretized_logistic_nll(p, 0.0, x, levels=16, x_range=[0, 1]),
+    "discretized logistic, compat": lambda p, x: vae_fast.discretized_logistic_nll(p, 0.0, x, compat="nvae"),
+    "categorical": lambda p, x: vae_fast.categorical_nll(p, first(x)),
+    "categorical, last": lambda p, x: vae_fast.categorical_nll(last(p), first(x), class_dim=-1),
+    "mixture": lambda p, x: mixture(wide(p, 20), wide(x, 3)),
+    "mixture, last": lambda p, x: mixture(last(wide(p, 20)), last(wide(x, 3)), channels_last=True),
+    "mixture, grey": lambda p, x: mixture(wide(p, 6), wide(x, 1), levels=2),
+    "mixture, two channels": lambda p, x: mixture(wide(p, 6), wide(x, 2)),
+    "mixture, too few planes": lambda p, x: mixture(wide(p, 6), wide(x, 3)),
+    "mixture, compat": lambda p, x: mixture(wide(p, 10), wide(x, 3), compat="pixelcnn++"),
+    "poisson": lambda p, x: vae_fast.poisson_nll(p, x),
+    "poisson, rates": lambda p, x: vae_fast.poisson_nll(p.exp(), x, log_rate=False),
+    "nb, each": lambda p, x: vae_fast.negative_binomial_nll(p.exp(), p.exp(), x),
+    "nb, one a column": lambda p, x: vae_fast.negative_binomial_nll(p, p.exp().sum(0), x, log_mu=True),
+    "nb, libraries": lambda p, x: vae_fast.negative_binomial_nll(
+        p.exp(), 1.0, x, library=rows_of(p)[:, :1].exp().sum(1)
+    ),
+    "nb, a library each": lambda p, x: vae_fast.negative_binomial_nll(p.exp(), 1.0, x, library=p.exp()),
+    "nb, a library a column": lambda p, x: vae_fast.negative_binomial_nll(p.exp(), 1.0, x, library=p.sum(0)),
+    "nb, a library": lambda p, x: vae_fast.negative_binomial_nll(p.exp(), 2.5, x, library=3),
+    "zinb": lambda p, x: vae_fast.zero_inflated_negative_binomial_nll(p.exp(), p, p, x, log_theta=True),
+    "loss, poisson": lambda p, x: loss("poisson", p, x, reduction="none"),
+    "loss, zinb": lambda p, x: loss("zero_inflated_negative_binomial", (p.exp(), p.exp(), p), x),
+    "loss, discretized": lambda p, x: loss("discretized_logistic", (p, p), x, x_range=(0.0, 1.0)),
+    "loss, categorical": lambda p, x: loss("categorical", p, first(x)),
+    "loss, mixture": lambda p, x: loss("discretized_logistic_mixture", wide(p, 10), wide(x, 3)),
+    "loss, grey": lambda p, x: loss("discretized_logistic_mixture", wide(p, 3), wide(x, 1), channels=1),
+    "loss, two channels": lambda p, x: loss("discretized_logistic_mixture", wide(p, 6), wide(x, 2)),
     "loss": lambda p, x: vae_fast.ELBOLoss(beta=0.7)(p, x, rows_of(p)[:, :2], rows_of(p)[:, :2]),
     "loss, gaussian": lambda p, x: vae_fast.ELBOLoss("gaussian", reduction="none")((p, p), x, p, p),
     "reparameterize": lambda p, x: vae_fast.reparameterize(p, p),
@@ -181,7 +236,7 @@ CALLS = {
 
 
 @needs_nodes
-@pytest.mark.parametrize("x_dtype", [torch.float32, torch.uint8, torch.bool, torch.int64], ids=str)
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.uint8, torch.bool, torch.int64, torch.int16], ids=str)
 @pytest.mark.parametrize("shape", shapes_and_layouts())
 @pytest.mark.parametrize("name", CALLS)
 def test_operands_that_cpp_looks_at_are_what_the_checks_make_of_them(name, shape, x_dtype):
@@ -201,6 +256,34 @@ def test_operands_that_cpp_looks_at_are_what_the_checks_make_of_them(name, shape
     native, python = both(call)
     same = [identical(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(native, python, strict=True)]
     assert all(same), (native, python)
+
+
+@needs_nodes
+def test_usual_calls_are_not_looked_at_in_python(monkeypatch):
+    """Of every likelihood; a parameter may be an nn.Parameter."""
+    for name in ("vae_fast.functional.observations", "vae_fast.checks.floating", "vae_fast.checks.target"):
+        monkeypatch.setattr(name, None)
+    images, p, theta = torch.randn(3, 30, 4, 5), leaf(torch.randn(3, 5)), torch.nn.Parameter(torch.rand(5))
+    counts, pixels, genes = torch.ones(3, 5, dtype=torch.int32), torch.rand(3, 3, 4, 5), torch.rand(3)
+    usual = [
+        vae_fast.bernoulli_nll(leaf(images), torch.rand(images.shape)),
+        vae_fast.gaussian_nll(p, counts.float(), logvar=theta),
+        vae_fast.laplace_nll(p, counts.float()),
+        vae_fast.continuous_bernoulli_nll(p, counts.byte()),
+        vae_fast.discretized_logistic_nll(p, p, counts),
+        vae_fast.categorical_nll(leaf(images), counts.long()[:, :1, None].expand(3, 4, 5)),
+        vae_fast.categorical_nll(p, counts.long()[:, 0], class_dim=-1),
+        mixture(leaf(images), pixels),
+        mixture(leaf(last(images)), last(pixels), channels_last=True),
+        vae_fast.poisson_nll(p, counts),
+        vae_fast.negative_binomial_nll(p.exp(), theta, counts, library=genes),
+        vae_fast.zero_inflated_negative_binomial_nll(p.exp(), theta, p, counts.to(torch.uint16)),
+        loss("discretized_logistic_mixture", leaf(images), pixels),
+        loss("zero_inflated_negative_binomial", (p.exp(), theta, p, genes), counts),
+    ]
+    for value in usual:
+        assert torch.isfinite(value).all() and nodes.are_native(value)
+        value.sum().backward()
 
 
 @needs_nodes

@@ -266,12 +266,16 @@ def categorical_nll(
 
     Returns [B] in nats, float32 (float64 for float64 logits).
     """
-    checks.floating("categorical_nll", "logits", logits)
+    entry = LIKELIHOODS["categorical"]
     if class_dim not in (1, -1):
         raise ValueError(f"categorical_nll: class_dim must be 1 or -1, got {class_dim}")
+    value = _plain_nll(entry, (logits,), x, weight, mask, channels_last=class_dim == -1)
+    if value is not None:
+        return value
+    checks.floating("categorical_nll", "logits", logits)
     if class_dim == -1 and logits.dim() > 2:
         logits = logits.movedim(-1, 1)
-    return nll(LIKELIHOODS["categorical"], ("categorical_nll", "logits"), (logits,), x, weight, mask)
+    return nll(entry, ("categorical_nll", "logits"), (logits,), x, weight, mask)
 
 
 def discretized_logistic_mixture_nll(
@@ -307,6 +311,11 @@ def discretized_logistic_mixture_nll(
     """
     entry, owner = LIKELIHOODS["discretized_logistic_mixture"], "discretized_logistic_mixture_nll"
     options = entry.chosen(owner, {"levels": levels, "x_range": x_range, "compat": compat})
+    if type(x) is Tensor and x.dim() > 1:
+        channels = x.shape[-1 if channels_last else 1]
+        value = _plain_nll(entry, (parameters,), x, weight, mask, {"channels": channels, **options}, channels_last)
+        if value is not None:
+            return value
     checks.floating(owner, "parameters", parameters)
     checks.target(owner, x, entry.kind)
     checks.second_axis(owner, "parameters", parameters, "[B, ..., C]" if channels_last else "[B, C, ...]")
@@ -449,13 +458,9 @@ def nll(
     options: Options = _NONE,
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
-    plain = NLL[entry.name].plain
-    if weight is None and mask is None and plain is not None:
-        operands = (*tensors_or_none(parameters), x)
-        if is_plain_call(*operands):
-            value = plain(*operands, None, None)
-            if value is not None:
-                return value
+    value = _plain_nll(entry, parameters, x, weight, mask, options)
+    if value is not None:
+        return value
     tensors, target, weight, mask = observations(entry, names, parameters, x, weight, mask, options)
     options, numbers, by_reference = entry.form(options, target)
     if use_reference(*tensors) or by_reference:
@@ -472,6 +477,26 @@ def nll(
     return _onepass.apply(NLL[entry.name], *tensors, target, *numbers, weight, mask)
 
 
+def _plain_nll(
+    entry: Likelihood,
+    parameters: Sequence[Tensor | float],
+    x: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    options: Options = _NONE,
+    channels_last: bool = False,
+) -> Tensor | None:
+    """`nll` in most calls, whose operands C++ looks at; None leaves the rest, errors too, to the checks here."""
+    plain = NLL[entry.name].plain
+    if weight is not None or mask is not None or plain is None:
+        return None
+    operands = tensors_or_none(parameters)
+    if not is_plain_call(*operands, x):
+        return None
+    _, numbers, by_reference = entry.form(options, x)
+    return None if by_reference else plain(*operands, x, *numbers, None, None, channels_last)
+
+
 def elbo(
     entry: Likelihood,
     names: Sequence[str],
@@ -485,12 +510,15 @@ def elbo(
     """(loss, nll [B], kl [B]) in one pass."""
     prior, weight, mask, beta, scale, reduce = objective
     plain = ELBO[entry.name].plain
-    if prior is None and weight is None and mask is None and plain is not None:
-        operands = (*tensors_or_none(parameters), x, mu, logvar)
-        if not isinstance(beta, Tensor) and is_plain_call(*operands):
-            loss, value, kl = plain(*operands, None, None, None, None, None, beta, scale, reduce)
-            if loss is not None:
-                return loss, value, kl
+    if prior is None and weight is None and mask is None and plain is not None and not isinstance(beta, Tensor):
+        operands = tensors_or_none(parameters)
+        if is_plain_call(*operands, x, mu, logvar):
+            _, numbers, by_reference = entry.form(options, x)
+            latent = (mu, logvar, None, None, None, None, None)
+            if not by_reference:
+                loss, value, kl = plain(*operands, x, *numbers, *latent, beta, scale, reduce, False)
+                if loss is not None:
+                    return loss, value, kl
     owner, name = names[:2]
     check_posterior(owner, mu, logvar)
     tensors, target, weight, mask = observations(entry, names, parameters, x, weight, mask, options)

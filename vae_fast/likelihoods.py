@@ -10,6 +10,7 @@ from torch import Tensor
 from vae_fast import checks, reference
 
 Options = Mapping[str, float | str]
+MOST_KEPT = 256
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class Likelihood:
         [B, ...] or, of channels, [B, channels, ...].
     public: whether losses and models know it by its name.
     kind: what one number of x is: "intensity", "count", "level" or "class".
-    plain: whether x is an intensity and there are no options: C++ can tell whether a call's operands are in order.
     """
 
     name: str
@@ -50,16 +50,30 @@ class Likelihood:
     joint: str | None = None
     public: bool = True
     kind: str = field(init=False)
-    plain: bool = field(init=False)
+    # By what they were chosen of, as each call chooses them again: to check them costs as much as a small kernel
+    _chosen: dict[tuple[Any, ...], Options] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         levels = "level" if "levels" in self.options else "count" if self.counts else "intensity"
         object.__setattr__(self, "kind", "class" if self.joint == "classes" else levels)
-        object.__setattr__(self, "plain", self.kind == "intensity" and not self.options)
 
     def chosen(self, owner: str, options: Mapping[str, Any]) -> Options:
         """A user's options as the reference and the operators have them: numbers, x_range as x_low and x_high, without
         compat=None. Raises TypeError or ValueError, naming `owner`, for an unknown name and for a bad value."""
+        if torch.compiler.is_compiling():
+            return self._checked(owner, options)
+        key = (*options, *options.values(), *map(type, options.values()))
+        try:
+            found = self._chosen.get(key)
+        except TypeError:  # a list has no hash
+            return self._checked(owner, options)
+        if found is None:
+            found = self._checked(owner, options)
+            if len(self._chosen) < MOST_KEPT:
+                self._chosen[key] = found
+        return found
+
+    def _checked(self, owner: str, options: Mapping[str, Any]) -> Options:
         known = [name for name in self.options if name not in ("x_low", "x_high")]
         known += ["x_range"] * ("x_low" in self.options) + list(self.by_reference)
         for name in options:

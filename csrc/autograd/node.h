@@ -30,19 +30,20 @@ inline Stack call(const OperatorHandle& op, Stack stack) {
   return stack;
 }
 
-// On a CPU, dense, without a subclass; of any strides where it is a matrix, else contiguous
-inline bool is_dense(const Tensor& t) {
-  if (!t.is_cpu() || t.layout() != at::kStrided || t.is_nested() || t.key_set().has(c10::DispatchKey::Python))
-    return false;
-  return t.dim() == 2 || (t.dim() > 0 && t.is_contiguous());
+// On a CPU, dense, without a subclass
+inline bool is_strided(const Tensor& t) {
+  return t.is_cpu() && t.layout() == at::kStrided && !t.is_nested() && !t.key_set().has(c10::DispatchKey::Python);
 }
+
+// And rows [B, D] as it lies: of any strides where it is a matrix, else contiguous
+inline bool has_rows(const Tensor& t) { return is_strided(t) && (t.dim() == 2 || (t.dim() > 0 && t.is_contiguous())); }
 
 inline bool is_floating(const Tensor& t) {
   const at::ScalarType type = t.scalar_type();
   return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble;
 }
 
-// [B, ...] as [B, D], a view
+// [B, ...] as [B, D], a view where the strides allow it
 inline Tensor rows_of(const Tensor& t) {
   if (t.dim() == 2) return t;
   return t.dim() == 1 ? t.unsqueeze(1) : t.flatten(1);

@@ -16,6 +16,12 @@
 namespace vae_fast {
 namespace {
 
+// Of what a plain call's operands are; `vae_fast/likelihoods.py` says how
+struct Observations {
+  std::string kind, joint;
+  bool per_row;
+};
+
 // What OnePassOperator says in Python
 struct Operator {
   OperatorHandle handle;
@@ -23,6 +29,7 @@ struct Operator {
   std::vector<int64_t> differentiable;
   int64_t rows, weight;
   std::optional<int64_t> reduce;
+  Observations observations;
 
   Stack run(Stack arguments, int64_t asked) const {
     arguments.emplace_back(asked);
@@ -185,28 +192,83 @@ struct OnePass : torch::autograd::Function<OnePass> {
   }
 };
 
-// Whether a likelihood's operands, but for optional ones, are as in most calls: parameters of x's shape, or numbers [1, 1],
-// mu and logvar of another. They become [B, D].
-bool are_plain(const Operator& op, Stack& arguments) {
-  const Tensor x = arguments[op.rows].toTensor();
-  const bool known = is_floating(x) || x.scalar_type() == at::kByte || x.scalar_type() == at::kBool;
-  if (!is_dense(x) || !known || x.requires_grad()) return false;
-  std::optional<Tensor> mu;
-  for (const int64_t i : op.differentiable) {
-    if (arguments[i].isNone()) continue;
-    const Tensor t = arguments[i].toTensor();
-    if (!is_dense(t) || !is_floating(t)) return false;
-    if (i > op.rows && !mu) mu = t;
-    const bool is_number = i > 0 && i < op.rows && t.dim() == 2 && t.numel() == 1;
-    if (t.size(0) != x.size(0) || t.sizes() != (i < op.rows ? x : *mu).sizes()) {
-      if (!is_number) return false;
-    } else {
-      arguments[i] = rows_of(t);
-    }
+// Whether operands are as in most calls, which need no look at them in Python; they become what the operator takes.
+class Plain {
+ public:
+  Plain(const Operator& op, Stack& arguments) : op_(op), arguments_(arguments), x_(arguments[op.rows].toTensor()) {}
+
+  // Of a likelihood, but for optional ones. channels_last: of what is joint, the planes are the last dimension.
+  bool are_plain(bool channels_last) {
+    if (!is_strided(x_) || !is_observed() || x_.requires_grad()) return false;
+    return (op_.observations.joint.empty() ? are_rows() : are_planes(channels_last)) && is_posterior();
   }
-  arguments[op.rows] = rows_of(x);
-  return true;
-}
+
+ private:
+  const Tensor& parameter(int64_t i) const { return arguments_[i].toTensor(); }
+
+  bool is_observed() const {
+    const at::ScalarType type = x_.scalar_type();
+    if (is_floating(x_) || type == at::kByte || type == at::kBool) return true;
+    return op_.observations.kind != "intensity" && (type == at::kInt || type == at::kLong || type == at::kUInt16);
+  }
+
+  // x [B, ...] and parameters of its shape; after the first they may repeat, and the last may have to
+  bool are_rows() {
+    if (!has_rows(x_)) return false;
+    for (int64_t i = 0; i < op_.rows; ++i) {
+      const Tensor t = parameter(i);
+      const bool by_row = op_.observations.per_row && i == op_.rows - 1;
+      if (!is_strided(t) || !is_floating(t)) return false;
+      if (t.sizes() == x_.sizes() && has_rows(t) && !by_row) arguments_[i] = rows_of(t);
+      else if (i > 0 && t.numel() == 1) arguments_[i] = t.reshape({1, 1});
+      else if (i > 0 && is_vector(t, by_row ? 0 : 1)) arguments_[i] = t.unsqueeze(by_row ? 1 : 0);
+      else return false;
+    }
+    arguments_[op_.rows] = rows_of(x_);
+    return true;
+  }
+  // One number for each row or column of the matrix x; narrow ones would have to be widened
+  bool is_vector(const Tensor& t, int64_t along) const {
+    const bool wide = t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble;
+    return wide && t.dim() == 1 && x_.dim() == 2 && t.size(0) == x_.size(along);
+  }
+
+  // Parameters [B, C, ...] and x [B, ...], of classes, or [B, channels, ...]
+  bool are_planes(bool channels_last) {
+    const bool channels = op_.observations.joint == "channels";
+    Tensor p = parameter(0), x = x_;
+    if (!is_strided(p) || !is_floating(p) || p.dim() < 2 || x.dim() < 1 + channels) return false;
+    if (channels_last) p = p.movedim(-1, 1);
+    if (channels_last && channels) x = x.movedim(-1, 1);
+    if (p.size(0) != x.size(0) || p.sizes().slice(2) != x.sizes().slice(1 + channels) || p.size(1) == 0) return false;
+    if (channels) {
+      const int64_t count = x.size(1);
+      if (count != arguments_[op_.rows + 1].toDouble() || (count != 1 && count != 3)) return false;
+      if (p.size(1) % (count == 3 ? 10 : 3) != 0) return false;
+    }
+    arguments_[0] = planes_of(p), arguments_[op_.rows] = channels ? planes_of(x) : rows_of(x);
+    return true;
+  }
+  static Tensor planes_of(const Tensor& t) { return t.dim() > 2 ? t.flatten(2) : t.unsqueeze(2); }
+
+  // mu and logvar, of one shape, where the operator has them
+  bool is_posterior() {
+    std::optional<Tensor> mu;
+    for (const int64_t i : op_.differentiable) {
+      if (i < op_.rows || arguments_[i].isNone()) continue;
+      const Tensor t = parameter(i);
+      if (!has_rows(t) || !is_floating(t)) return false;
+      if (!mu) mu = t;
+      if (t.size(0) != x_.size(0) || t.sizes() != mu->sizes()) return false;
+      arguments_[i] = rows_of(t);
+    }
+    return true;
+  }
+
+  const Operator& op_;
+  Stack& arguments_;
+  const Tensor x_;
+};
 
 // The operator's values, differentiable; with `checks`, none where Python has to look at the operands
 class Recorded : public c10::OperatorKernel {
@@ -215,10 +277,11 @@ class Recorded : public c10::OperatorKernel {
 
   void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) const {
     const Operator& op = operators[number_];
+    const bool channels_last = checks_ && torch::jit::pop(*stack).toBool();
     const auto first = std::make_move_iterator(stack->end() - op.arity);
     Stack own(first, std::make_move_iterator(stack->end()));
     torch::jit::drop(*stack, op.arity);
-    if (checks_ && !are_plain(op, own)) {
+    if (checks_ && !Plain(op, own).are_plain(channels_last)) {
       stack->resize(stack->size() + op.values);
       return;
     }
@@ -233,31 +296,37 @@ class Recorded : public c10::OperatorKernel {
   bool checks_;
 };
 
-// vae_fast_autograd::name has the arguments of vae_fast::name without `asked`, and its values for results; with `plain`
-// there is name.plain, which has them only where the operands are plain
+// vae_fast_autograd::name has the arguments of vae_fast::name without `asked`, and its values for results; of likelihoods,
+// which have a kind, there is name.plain, which has them only where the operands are plain
 void define(const std::string& name, int64_t values, const std::vector<int64_t>& differentiable, int64_t rows,
-            int64_t weight, std::optional<int64_t> reduce, bool plain) {
+            int64_t weight, std::optional<int64_t> reduce, const std::string& kind, const std::string& joint,
+            bool per_row) {
   // Never destroyed: torch's dispatcher may be gone by then
   static auto* library = new torch::Library(torch::Library::FRAGMENT, "vae_fast_autograd", {}, __FILE__, __LINE__);
   const OperatorHandle handle = find(name);
   const auto &arguments = handle.schema().arguments(), &results = handle.schema().returns();
   const int64_t number = operators.size(), arity = arguments.size() - 1;
-  operators.push_back({handle, arity, values, differentiable, rows, weight, reduce});
+  operators.push_back({handle, arity, values, differentiable, rows, weight, reduce, {kind, joint, per_row}});
   for (const bool checks : {false, true}) {
-    if (checks && !plain) break;
+    if (checks && kind.empty()) break;
+    std::vector<c10::Argument> given(arguments.begin(), arguments.end() - 1);
     std::vector<c10::Argument> own(results.begin(), results.begin() + values);
-    if (checks) std::fill(own.begin(), own.end(), c10::Argument("", c10::OptionalType::ofTensor()));
+    if (checks) {
+      given.emplace_back("channels_last", c10::BoolType::get());
+      std::fill(own.begin(), own.end(), c10::Argument("", c10::OptionalType::ofTensor()));
+    }
     const std::string overload = checks ? "plain" : "";
-    library->def(
-        c10::FunctionSchema("vae_fast_autograd::" + name, overload, {arguments.begin(), arguments.end() - 1}, own));
+    library->def(c10::FunctionSchema("vae_fast_autograd::" + name, overload, given, own));
     library->impl((name + (checks ? ".plain" : "")).c_str(),
                   torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorded>(number, checks)));
   }
 }
 
 TORCH_LIBRARY(vae_fast_autograd, m) {
-  m.def("define(str name, int values, int[] differentiable, int rows, int weight, int? reduce, bool plain) -> ()",
-        &define);
+  m.def(
+      "define(str name, int values, int[] differentiable, int rows, int weight, int? reduce, str kind, str joint, "
+      "bool per_row) -> ()",
+      &define);
 }
 
 }  // namespace

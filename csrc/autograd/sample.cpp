@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar, con
 }
 
 bool are_plain(const Tensor& mu, const Tensor& logvar) {
-  const bool known = is_dense(mu) && is_dense(logvar) && is_floating(mu) && is_floating(logvar);
+  const bool known = has_rows(mu) && has_rows(logvar) && is_floating(mu) && is_floating(logvar);
   return known && mu.dim() == 2 && mu.sizes() == logvar.sizes();
 }
 

@@ -94,7 +94,7 @@ def _define_nll(entry: Likelihood) -> OnePassOperator:
         fake,
         recording(kernel),
     )
-    return one_pass(overload, 1, tuple(range(count)), rows=count, weight=last + 1, plain=entry.plain)
+    return one_pass(overload, 1, tuple(range(count)), rows=count, weight=last + 1, likelihood=entry)
 
 
 def _define_elbo(entry: Likelihood) -> OnePassOperator:
@@ -148,7 +148,7 @@ def _define_elbo(entry: Likelihood) -> OnePassOperator:
         recording(kernel),
     )
     positions = (*range(count), *range(mu, mu + 4))
-    return one_pass(overload, 3, positions, rows=count, weight=mu + 4, reduce=mu + 9, plain=entry.plain)
+    return one_pass(overload, 3, positions, rows=count, weight=mu + 4, reduce=mu + 9, likelihood=entry)
 
 
 NLL = {name: _define_nll(entry) for name, entry in LIKELIHOODS.items()}

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
+from vae_fast.likelihoods import Likelihood
 from vae_fast.ops import triton_backend
 from vae_fast.ops.backend import forced
 from vae_fast.ops.library import LIBRARY, NO_NATIVE_NODES, define
@@ -64,7 +66,7 @@ def is_plain_call(*tensors: object) -> bool:
     if torch.compiler.is_compiling() or forced() is not None:
         return False
     for t in tensors:
-        if type(t) is not Tensor or not t.is_cpu:
+        if (type(t) is not Tensor and type(t) is not Parameter) or not t.is_cpu:
             return False
     return not _is_watched()
 
@@ -99,7 +101,7 @@ class OnePassOperator:
     differentiable: positions of the differentiable arguments; rows: of an argument whose first size is B;
     weight: of the row weights [B]; reduce: of the flag for one value over all rows, None where values are [B].
     native: the values from the same arguments, with autograd's node in C++ (`csrc/autograd/`), where that is there;
-    plain: those, or None where the operands have to be looked at in Python; of plain likelihoods."""
+    plain: those of a likelihood, or None where the operands have to be looked at in Python."""
 
     overload: Any
     values: int
@@ -271,14 +273,15 @@ def one_pass(
     rows: int,
     weight: int,
     reduce: int | None = None,
-    plain: bool = False,
+    likelihood: Likelihood | None = None,
 ) -> OnePassOperator:
     """The operator with what it describes: the node in C++, where there can be one, and the dispatcher's kernel."""
     name, native, checking = overload.name().split("::")[1], None, None
     if NO_NATIVE_NODES is None:
-        torch.ops.vae_fast_autograd.define(name, values, [*differentiable], rows, weight, reduce, plain)
+        observations = (likelihood.kind, likelihood.joint or "", likelihood.per_row) if likelihood else ("", "", False)
+        torch.ops.vae_fast_autograd.define(name, values, [*differentiable], rows, weight, reduce, *observations)
         packet = getattr(torch.ops.vae_fast_autograd, name)
-        native, checking = packet.default, packet.plain if plain else None
+        native, checking = packet.default, packet.plain if likelihood else None
     operator = OnePassOperator(overload, values, differentiable, rows, weight, reduce, native, checking)
     LIBRARY.impl(name, _autograd_kernel(operator), "Autograd")
     return operator
