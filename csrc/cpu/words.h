@@ -18,7 +18,7 @@ using Lanes2 = Lanes<16>::type;
 using Lanes4 = Lanes<32>::type;
 using Lanes8 = Lanes<64>::type;
 
-constexpr int kCountersAtOnce = 32;
+constexpr int kCountersAtOnce = 16;
 constexpr int kNoise = kBlock + 4 * kCountersAtOnce;  // normals of a block and of the counters' others
 
 // Memory that is asked for during words or normals
@@ -45,39 +45,48 @@ inline void multiply(const Lanes2& a, const Lanes2& b, Lanes2& product) {
 }
 #endif
 
-// As many vectors at once, whose rounds overlap, as there are registers for. What products leave in the upper halves does
-// no harm.
-template <class V>
-inline void make_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters, Words& words,
-                       const Fetched& fetched) {
-  constexpr int kWidth = sizeof(V) / sizeof(uint64_t), kAtOnce = sizeof(V) == sizeof(Lanes8) ? 4 : 2;
+// N vectors at once, whose rounds overlap. What products leave in the upper halves does no harm.
+template <int N, class V>
+inline __attribute__((always_inline)) void make_some_words(const PhiloxKeys<uint64_t>& keys, V& index, int from,
+                                                           Words& words) {
+  constexpr int kWidth = sizeof(V) / sizeof(uint64_t);
   const V factor0 = V{} + 0xD2511F53u, factor1 = V{} + 0xCD9E8D57u;
+  V c[N][4], products[2];
+  for (auto& d : c) {  // the first round: words 2 and 3 are 0
+    multiply(index, factor0, products[0]);
+    d[0] = (index >> 32) ^ keys.low[0], d[1] = V{};
+    d[2] = (products[0] >> 32) ^ keys.high[0], d[3] = products[0];
+    index += kWidth;
+  }
+#pragma GCC unroll 9
+  for (int round = 1; round < 10; ++round)
+    for (auto& d : c) {
+      multiply(d[0], factor0, products[0]);
+      multiply(d[2], factor1, products[1]);
+      d[0] = (products[1] >> 32) ^ d[1] ^ keys.low[round];
+      d[2] = (products[0] >> 32) ^ d[3] ^ keys.high[round];
+      d[1] = products[1], d[3] = products[0];
+    }
+  for (int k = 0; k < N; ++k)
+    for (int word = 0; word < 2; ++word) {
+      const V pairs = (c[k][word] & 0xffffffffu) | c[k][word + 2] << 32;
+      memcpy(words[word] + 2 * (from + k * kWidth), &pairs, sizeof(pairs));
+    }
+}
+
+// As many at once as there are registers for
+template <class V>
+inline __attribute__((always_inline)) void make_words(const PhiloxKeys<uint64_t>& keys, uint64_t counter, int counters,
+                                                      Words& words, const Fetched& fetched) {
+  constexpr int kWidth = sizeof(V) / sizeof(uint64_t), kMost = sizeof(V) == sizeof(Lanes8) ? 4 : 2;
   V index;
   for (int lane = 0; lane < kWidth; ++lane) index[lane] = counter + static_cast<uint64_t>(lane);
-  for (int from = 0; from < counters; from += kAtOnce * kWidth) {
+  int from = 0;
+  for (; from + kMost * kWidth <= counters; from += kMost * kWidth) {
     if (4 * from % kPiece == 0) fetched.fetch(4 * from);
-    V c[kAtOnce][4], products[2];
-    for (auto& d : c) {  // the first round: words 2 and 3 are 0
-      multiply(index, factor0, products[0]);
-      d[0] = (index >> 32) ^ keys.low[0], d[1] = V{};
-      d[2] = (products[0] >> 32) ^ keys.high[0], d[3] = products[0];
-      index += kWidth;
-    }
-#pragma GCC unroll 9
-    for (int round = 1; round < 10; ++round)
-      for (auto& d : c) {
-        multiply(d[0], factor0, products[0]);
-        multiply(d[2], factor1, products[1]);
-        d[0] = (products[1] >> 32) ^ d[1] ^ keys.low[round];
-        d[2] = (products[0] >> 32) ^ d[3] ^ keys.high[round];
-        d[1] = products[1], d[3] = products[0];
-      }
-    for (int k = 0; k < kAtOnce; ++k)
-      for (int word = 0; word < 2; ++word) {
-        const V pairs = (c[k][word] & 0xffffffffu) | c[k][word + 2] << 32;
-        memcpy(words[word] + 2 * (from + k * kWidth), &pairs, sizeof(pairs));
-      }
+    make_some_words<kMost>(keys, index, from, words);
   }
+  if (kMost > 2 && from < counters) make_some_words<2>(keys, index, from, words);
 }
 
 // The words of `counters` counters, a multiple of kCountersAtOnce
