@@ -1,5 +1,8 @@
 """discretized_logistic_nll against the float64 reference, and that against mpmath: values, gradients, mean, draws."""
 
+from decimal import Decimal
+from functools import partial
+
 import mpmath
 import pytest
 import torch
@@ -219,6 +222,21 @@ def test_errors():
             vae_fast.discretized_logistic_nll(mean, mean, x, **options)
     with pytest.raises(ValueError, match=r"x_range must be \(low, high\), finite numbers, low below high"):
         vae_fast.discretized_logistic_nll(mean, mean, x.float(), x_range=(1.0, 1.0))
+
+
+def test_options_that_were_chosen_before_are_nobody_s():
+    """Those that equal others are checked themselves; and what a loss holds is its own, which nothing else reads."""
+    mean, x = torch.zeros(2, 3), torch.zeros(2, 3)
+    call = partial(vae_fast.discretized_logistic_nll, mean, mean, x)
+    before = call(x_range=(0, 7), levels=8)
+    assert torch.equal(before, call(x_range=[0.0, 7.0], levels=8.0))
+    for x_range in ((Decimal(0), Decimal(7)), (0j, 7 + 0j)):
+        with pytest.raises(ValueError, match="x_range must be"):
+            call(x_range=x_range, levels=8)
+    loss = ELBOLoss("discretized_logistic", x_range=(0, 7), levels=8)
+    loss.options["levels"] = 2.0
+    assert torch.equal(before, call(x_range=(0, 7), levels=8))
+    assert ELBOLoss("discretized_logistic", x_range=(0, 7), levels=8).options["levels"] == 8
 
 
 # What trained models were trained with

@@ -267,12 +267,13 @@ def categorical_nll(
     Returns [B] in nats, float32 (float64 for float64 logits).
     """
     entry = LIKELIHOODS["categorical"]
+    if class_dim in (1, -1):
+        value = _plain_nll(entry, (logits,), x, weight, mask, channels_last=class_dim == -1)
+        if value is not None:
+            return value
+    checks.floating("categorical_nll", "logits", logits)
     if class_dim not in (1, -1):
         raise ValueError(f"categorical_nll: class_dim must be 1 or -1, got {class_dim}")
-    value = _plain_nll(entry, (logits,), x, weight, mask, channels_last=class_dim == -1)
-    if value is not None:
-        return value
-    checks.floating("categorical_nll", "logits", logits)
     if class_dim == -1 and logits.dim() > 2:
         logits = logits.movedim(-1, 1)
     return nll(entry, ("categorical_nll", "logits"), (logits,), x, weight, mask)

@@ -10,7 +10,15 @@ from torch import Tensor
 from vae_fast import checks, reference
 
 Options = Mapping[str, float | str]
+
+# What was made of options, by likelihood: calls choose the same each time, and checks cost as much as a small kernel
+_CHOSEN: dict[tuple[Any, ...], Options] = {}
 MOST_KEPT = 256
+
+
+def _exactly(value: Any) -> tuple[Any, ...]:
+    """A key for an option: 1, 1.0 and True are equal, and not all of them are levels."""
+    return (type(value), value, *map(type, value)) if type(value) is tuple else (type(value), value)
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,6 @@ class Likelihood:
     joint: str | None = None
     public: bool = True
     kind: str = field(init=False)
-    # By what they were chosen of, as each call chooses them again: to check them costs as much as a small kernel
-    _chosen: dict[tuple[Any, ...], Options] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         levels = "level" if "levels" in self.options else "count" if self.counts else "intensity"
@@ -62,16 +68,16 @@ class Likelihood:
         compat=None. Raises TypeError or ValueError, naming `owner`, for an unknown name and for a bad value."""
         if torch.compiler.is_compiling():
             return self._checked(owner, options)
-        key = (*options, *options.values(), *map(type, options.values()))
+        key = (self.name, *options, *map(_exactly, options.values()))
         try:
-            found = self._chosen.get(key)
+            found = _CHOSEN.get(key)
         except TypeError:  # a list has no hash
             return self._checked(owner, options)
         if found is None:
             found = self._checked(owner, options)
-            if len(self._chosen) < MOST_KEPT:
-                self._chosen[key] = found
-        return found
+            if len(_CHOSEN) < MOST_KEPT:
+                _CHOSEN[key] = found
+        return dict(found)
 
     def _checked(self, owner: str, options: Mapping[str, Any]) -> Options:
         known = [name for name in self.options if name not in ("x_low", "x_high")]

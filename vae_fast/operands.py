@@ -65,8 +65,8 @@ def tensors_or_none(parameters: Sequence[Tensor | float]) -> list[Tensor | float
 def _plain(entry: Likelihood, parameters: Sequence[Tensor | float], x: Tensor) -> list[Tensor] | None:
     """The parameters of most calls, where all is as the operators take it; None leaves the rest, errors too, to checks.
 
-    As `are_plain` in `csrc/autograd/one_pass.cpp` has it, for calls that don't come there. One function, not a dozen:
-    after a training step has been through the caches, each costs microseconds.
+    The plainest of what `Plain` in `csrc/autograd/one_pass.cpp` takes, for calls that don't come there. One function,
+    not a dozen: after a training step has been through the caches, each costs microseconds.
     """
     first = parameters[0]
     if entry.joint or (entry.per_row and type(parameters[-1]) is not float):
