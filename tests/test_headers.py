@@ -136,7 +136,7 @@ def test_words_for_any_processor(flags, tmp_path):
     source.write_text(
         '#include "cpu/words.h"\n'
         "void fill(uint64_t seed, vae_fast::Words& words) {\n"
-        "  vae_fast::random_words(vae_fast::PhiloxKeys<uint64_t>(seed), 0, 16, words);\n"
+        "  vae_fast::random_words(vae_fast::PhiloxKeys<uint64_t>(seed), 0, 16, words, vae_fast::Fetched());\n"
         "}\n"
     )
     version = "-DTORCH_TARGET_VERSION=0x020b000000000000"

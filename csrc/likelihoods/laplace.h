@@ -9,7 +9,7 @@ namespace vae_fast {
 template <class T, int LANES>
 struct Laplace : Sum<T, LANES> {
   static constexpr int kParameters = 2, kOfColumns = 0b10;
-  static constexpr bool kStored = true;
+  static constexpr bool kLight = true, kStored = true;
 
   VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T scale, T (&gradients)[2]) {
     const T s = parameters[1], factor = exp_finite(-s), difference = parameters[0] - x;
