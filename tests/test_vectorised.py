@@ -28,8 +28,10 @@ BY_LANES = {
     "run_block<vae_fast::GaussianShared, float, 1, 2>": 40,
     "run_block<vae_fast::LaplaceShared, float, 2, 2>": 30,
     "run_block<vae_fast::LaplaceShared, float, 1, 2>": 30,
-    **{f"run_block<vae_fast::LogisticMixtureOf{x}, float, true": 0 for x in ("Colours", "Greys")},
-    **{f"run_block<vae_fast::Categorical, float, {gradients}": 50 for gradients in ("true", "false")},  # sums of lanes
+    **{f"run_wide_block<vae_fast::LogisticMixtureOf{x}, float, true": 0 for x in ("Colours", "Greys")},
+    **{
+        f"run_wide_block<vae_fast::Categorical, float, {gradients}": 50 for gradients in ("true", "false")
+    },  # sums of lanes
 }
 FEWEST = {"run_block<vae_fast::LaplaceShared, float, 1, 2>": 9}  # packed operations; of all others ten
 # Loops that compilers follow by a scalar one, for the rest
@@ -55,7 +57,7 @@ def functions():
     clones = {
         name: code
         for name, code in zip(blocks[::2], blocks[1::2], strict=True)
-        if "x86_64_v4" in name or ".avx512f" in name or "_stored" in name
+        if any(part in name for part in ("x86_64_v4", ".avx512f", "_stored", "_wide_"))
     }
     if not clones:
         pytest.skip("this library was not built for x86-64-v4")
@@ -114,8 +116,18 @@ def test_words_are_made_by_the_short_multiplication(functions):
 def test_memory_is_asked_for_what_comes_next(functions, loop):
     """GCC leaves out the call of a function that does nothing else, unless it is inlined at once."""
     hint = "prefetcht0" if loop.startswith("Gaussian") else "prefetcht1"
-    codes = [code for name, code in functions.items() if f"run_block<vae_fast::{loop}" in name]
+    codes = [code for name, code in functions.items() if f"block<vae_fast::{loop}" in name]
     assert codes and all(hint in code for code in codes)
+
+
+@pytest.mark.parametrize("name", ["Categorical", "LogisticMixtureOfColours"])
+def test_sixteen_observations_are_transposed_at_once(functions, name):
+    """In long vectors, of their quarters."""
+    [code] = [
+        code for function, code in functions.items() if f"run_wide_block<vae_fast::{name}, float, true" in function
+    ]
+    for instruction in ("vshuff32x4", "vunpcklps", "vunpckhps"):
+        assert len(re.findall(rf"\t{instruction}\s.*%zmm", code)) >= 4, instruction
 
 
 @pytest.mark.parametrize("name", ["Bernoulli", "Gaussian", "ContinuousBernoulli"])

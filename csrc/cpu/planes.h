@@ -49,7 +49,7 @@ struct JointRows {
 };
 
 // n observations from `column` on as planes [C][WIDTH]; lanes up to whole vectors are copies of the last
-template <int WIDTH, class T>
+template <int WIDTH, int STRIP, class T>
 inline __attribute__((always_inline)) void gather(const Cube& cube, int64_t row, int64_t column, int n, int64_t planes,
                                                   T* to, T* buffer) {
   if (!cube.by_observation()) {
@@ -66,16 +66,15 @@ inline __attribute__((always_inline)) void gather(const Cube& cube, int64_t row,
     return;
   }
   const Matrix m = cube.observations_of(row);
-  for (int i = 0; i < n || i % kLanes; i += kSquare) {
-    const T* rows[kSquare];
-    for (int k = 0; k < kSquare; ++k)
-      rows[k] = load(m, column + std::min(i + k, n - 1), 0, planes, buffer + k * planes);
+  for (int i = 0; i < n || i % kLanes; i += STRIP) {
+    const T* rows[STRIP];
+    for (int k = 0; k < STRIP; ++k) rows[k] = load(m, column + std::min(i + k, n - 1), 0, planes, buffer + k * planes);
     to_planes(rows, planes, to + i, WIDTH);
   }
 }
 
 // and back
-template <int WIDTH, class T>
+template <int WIDTH, int STRIP, class T>
 inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes, int n, const Cube& cube, int64_t row,
                                                    int64_t column, T* buffer) {
   if (!cube.by_observation()) {
@@ -92,14 +91,14 @@ inline __attribute__((always_inline)) void scatter(const T* from, int64_t planes
     return;
   }
   const Matrix m = cube.observations_of(row);
-  for (int i = 0; i < n; i += kSquare) {
-    T* rows[kSquare];
-    for (int k = 0; k < kSquare; ++k) {
+  for (int i = 0; i < n; i += STRIP) {
+    T* rows[STRIP];
+    for (int k = 0; k < STRIP; ++k) {
       rows[k] = buffer + k * planes;
       if (i + k < n) rows[k] = destination(m, column + i + k, 0, rows[k]);
     }
     from_planes(from + i, WIDTH, planes, rows);
-    for (int k = 0; k < kSquare && i + k < n; ++k)
+    for (int k = 0; k < STRIP && i + k < n; ++k)
       if (rows[k] == buffer + k * planes) store(rows[k], m, column + i + k, 0, planes);
   }
 }
@@ -235,22 +234,24 @@ inline __attribute__((always_inline)) void close_each(const JointRows& p, int64_
   }
 }
 
-// One block of one row: its value, unweighted
-template <template <class, int> class Accumulator, class T, bool GRADIENTS>
-VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column, int n, T* planes, T* buffer) {
+// One block of one row: its value, unweighted. STRIP: how many observations are transposed at once
+template <template <class, int> class Accumulator, class T, bool GRADIENTS, int STRIP>
+inline __attribute__((always_inline)) double run_block_of(const JointRows& p, int64_t row, int64_t column, int n,
+                                                          T* planes, T* buffer) {
   using A = Accumulator<T, kStagedOf<Accumulator<T, kLanes>>>;
   constexpr int WIDTH = kStagedOf<A>;
+  static_assert(A::kTargets * STRIP <= kTogether);  // `values` is a buffer of x's first
   const double weight = p.row_weight(row);
   T options[A::kOptions + 1], x[A::kTargets][kTogether], scale[kTogether], values[kTogether];
   if (weight == 0) {
     if (GRADIENTS) {
       std::fill(planes, planes + p.planes * kTogether, T(0));
-      scatter<kTogether>(planes, p.planes, n, p.gradient, row, column, buffer);
+      scatter<kTogether, STRIP>(planes, p.planes, n, p.gradient, row, column, buffer);
     }
     return 0;
   }
   for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<T>(p.options[k]);
-  gather<kTogether>(p.x, row, column, n, A::kTargets, x[0], values);
+  gather<kTogether, STRIP>(p.x, row, column, n, A::kTargets, x[0], values);
   const T whole = static_cast<T>(weight * p.scale);
   for (int i = 0; i < kTogether; ++i) scale[i] = whole;
   for (int i = 0; p.mask.data && i < n; ++i) scale[i] = *p.mask.at<uint8_t>(row, column + i) ? whole : T(0);
@@ -265,14 +266,36 @@ VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column
     const bool whole_vector = A::kSingle && some == kLanes;
     const InPlace<T> from(p.parameters, row, column + i, p, whole_vector),
         to(p.gradient, row, column + i, p, whole_vector);
-    if (!from.planes.data) gather<WIDTH>(p.parameters, row, column + i, some, p.planes, planes, buffer);
+    if (!from.planes.data) gather<WIDTH, STRIP>(p.parameters, row, column + i, some, p.planes, planes, buffer);
     close_together<A, GRADIENTS>(options, p.planes, planes, from, to, x[0] + i, some, scale + i, values + i);
-    if (GRADIENTS && !to.planes.data) scatter<WIDTH>(planes, p.planes, some, p.gradient, row, column + i, buffer);
+    if (GRADIENTS && !to.planes.data)
+      scatter<WIDTH, STRIP>(planes, p.planes, some, p.gradient, row, column + i, buffer);
   }
   double sum = 0;
   for (int i = 0; i < n; ++i)
     if (!p.mask.data || *p.mask.at<uint8_t>(row, column + i)) sum += values[i];
   return sum;
+}
+
+template <template <class, int> class Accumulator, class T, bool GRADIENTS>
+VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column, int n, T* planes, T* buffer) {
+  return run_block_of<Accumulator, T, GRADIENTS, kStrip>(p, row, column, n, planes, buffer);
+}
+#if defined(VAE_FAST_TARGET)
+template <template <class, int> class Accumulator, class T, bool GRADIENTS>
+VAE_FAST_TARGET("arch=x86-64-v4")
+double run_wide_block(const JointRows& p, int64_t row, int64_t column, int n, T* planes, T* buffer) {
+  return run_block_of<Accumulator, T, GRADIENTS, kWideStrip>(p, row, column, n, planes, buffer);
+}
+#endif
+
+// The one for this processor
+template <template <class, int> class Accumulator, class T, bool GRADIENTS>
+auto block_for_processor() {
+#if defined(VAE_FAST_TARGET)
+  if (kHasWideShuffles) return run_wide_block<Accumulator, T, GRADIENTS>;
+#endif
+  return run_block<Accumulator, T, GRADIENTS>;
 }
 
 // n numbers from the beginning of a cache line on: vectors across two lines take longer
@@ -295,17 +318,17 @@ Work work_on(JointRows& p) {
   using A = Accumulator<T, kLanes>;
   const int64_t chunks = p.chunks(), in_chunk = p.in_chunk();
   p.values.assign(p.rows * chunks, 0.);
+  const auto run_one =
+      p.gradient.data ? block_for_processor<Accumulator, T, true>() : block_for_processor<Accumulator, T, false>();
   const auto run_units = [=, &p](int64_t begin, int64_t end) {
     const Scratch<T> planes(planes_staged<A>(p.planes) * kTogether);
-    const Scratch<T> buffer(std::max<int64_t>(p.planes, A::kTargets) * kSquare);
+    const Scratch<T> buffer(std::max<int64_t>(p.planes, A::kTargets) * kWideStrip);
     for (int64_t u = begin; u < end; ++u) {
       const int64_t row = u / chunks, first = u % chunks * in_chunk;
       const int64_t last = std::min(p.columns, first + in_chunk);
       for (int64_t column = first; column < last; column += kTogether) {
         const int n = static_cast<int>(std::min<int64_t>(kTogether, last - column));
-        p.values[u] += p.gradient.data
-                           ? run_block<Accumulator, T, true>(p, row, column, n, planes.get(), buffer.get())
-                           : run_block<Accumulator, T, false>(p, row, column, n, planes.get(), buffer.get());
+        p.values[u] += run_one(p, row, column, n, planes.get(), buffer.get());
       }
     }
   };
