@@ -15,6 +15,7 @@ STORED = {  # those that have code of their own for bfloat16 and bytes
     **{"ContinuousBernoulli": 1, "DiscretizedLogistic": 2},
 }
 PARAMETERS = {**STORED, "Poisson": 1, "NegativeBinomial": 3, "ZeroInflatedNegativeBinomial": 4}
+RUNS = ("run_block", "run_wide_block")  # by planes
 # Loops by lanes, with how many scalar operations they may have beside half the packed ones; of a row's, by how many
 # gradients they have
 BY_LANES = {
@@ -28,10 +29,8 @@ BY_LANES = {
     "run_block<vae_fast::GaussianShared, float, 1, 2>": 40,
     "run_block<vae_fast::LaplaceShared, float, 2, 2>": 30,
     "run_block<vae_fast::LaplaceShared, float, 1, 2>": 30,
-    **{f"run_wide_block<vae_fast::LogisticMixtureOf{x}, float, true": 0 for x in ("Colours", "Greys")},
-    **{
-        f"run_wide_block<vae_fast::Categorical, float, {gradients}": 50 for gradients in ("true", "false")
-    },  # sums of lanes
+    **{f"{run}<vae_fast::LogisticMixtureOf{x}, float, true": 0 for run in RUNS for x in ("Colours", "Greys")},
+    **{f"{run}<vae_fast::Categorical, float, {any}": 50 for run in RUNS for any in ("true", "false")},  # sums of lanes
 }
 FEWEST = {"run_block<vae_fast::LaplaceShared, float, 1, 2>": 9}  # packed operations; of all others ten
 # Loops that compilers follow by a scalar one, for the rest

@@ -18,7 +18,7 @@ MOST_KEPT = 256
 
 def _exactly(value: Any) -> tuple[Any, ...]:
     """A key for an option: 1, 1.0 and True are equal, and not all of them are levels."""
-    return (type(value), value, *map(type, value)) if type(value) is tuple else (type(value), value)
+    return (type(value), value, *map(type, value)) if isinstance(value, tuple) else (type(value), value)
 
 
 @dataclass(frozen=True)

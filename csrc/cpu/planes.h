@@ -282,6 +282,7 @@ VAE_FAST_CLONES double run_block(const JointRows& p, int64_t row, int64_t column
   return run_block_of<Accumulator, T, GRADIENTS, kStrip>(p, row, column, n, planes, buffer);
 }
 #if defined(VAE_FAST_TARGET)
+// In which no intrinsic may be called (matrix.h)
 template <template <class, int> class Accumulator, class T, bool GRADIENTS>
 VAE_FAST_TARGET("arch=x86-64-v4")
 double run_wide_block(const JointRows& p, int64_t row, int64_t column, int n, T* planes, T* buffer) {

@@ -86,7 +86,10 @@ inline __attribute__((always_inline)) void make_words(const PhiloxKeys<uint64_t>
     if (4 * from % kPiece == 0) fetched.fetch(4 * from);
     make_some_words<kMost>(keys, index, from, words);
   }
-  if (kMost > 2 && from < counters) make_some_words<2>(keys, index, from, words);
+  if (kMost > 2 && from < counters) {
+    fetched.fetch(4 * from);
+    make_some_words<2>(keys, index, from, words);
+  }
 }
 
 // The words of `counters` counters, a multiple of kCountersAtOnce
