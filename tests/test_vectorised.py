@@ -30,7 +30,8 @@ BY_LANES = {
     "run_block<vae_fast::LaplaceShared, float, 2, 2>": 30,
     "run_block<vae_fast::LaplaceShared, float, 1, 2>": 30,
     **{f"{run}<vae_fast::LogisticMixtureOf{x}, float, true": 0 for run in RUNS for x in ("Colours", "Greys")},
-    **{f"{run}<vae_fast::Categorical, float, {any}": 50 for run in RUNS for any in ("true", "false")},  # sums of lanes
+    # Sums of lanes
+    **{f"{run}<vae_fast::Categorical, float, {asked}": 50 for run in RUNS for asked in ("true", "false")},
 }
 FEWEST = {"run_block<vae_fast::LaplaceShared, float, 1, 2>": 9}  # packed operations; of all others ten
 # Loops that compilers follow by a scalar one, for the rest

@@ -5,7 +5,7 @@ Shapes: B is the first dimension of every tensor, the rest are features. All val
 
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -276,7 +276,7 @@ def categorical_nll(
         raise ValueError(f"categorical_nll: class_dim must be 1 or -1, got {class_dim}")
     if class_dim == -1 and logits.dim() > 2:
         logits = logits.movedim(-1, 1)
-    return nll(entry, ("categorical_nll", "logits"), (logits,), x, weight, mask)
+    return _checked_nll(entry, ("categorical_nll", "logits"), (logits,), x, weight, mask)
 
 
 def discretized_logistic_mixture_nll(
@@ -312,7 +312,7 @@ def discretized_logistic_mixture_nll(
     """
     entry, owner = LIKELIHOODS["discretized_logistic_mixture"], "discretized_logistic_mixture_nll"
     options = entry.chosen(owner, {"levels": levels, "x_range": x_range, "compat": compat})
-    if type(x) is Tensor and x.dim() > 1:
+    if isinstance(x, Tensor) and x.dim() > 1:
         channels = x.shape[-1 if channels_last else 1]
         value = _plain_nll(entry, (parameters,), x, weight, mask, {"channels": channels, **options}, channels_last)
         if value is not None:
@@ -324,7 +324,7 @@ def discretized_logistic_mixture_nll(
     if channels_last:
         parameters, x = parameters.movedim(-1, 1), x.movedim(-1, 1)
     options = {"channels": x.shape[1], **options}
-    return nll(entry, (owner, "parameters"), (parameters,), x, weight, mask, options)
+    return _checked_nll(entry, (owner, "parameters"), (parameters,), x, weight, mask, options)
 
 
 def poisson_nll(
@@ -460,8 +460,19 @@ def nll(
 ) -> Tensor:
     """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
     value = _plain_nll(entry, parameters, x, weight, mask, options)
-    if value is not None:
-        return value
+    return _checked_nll(entry, names, parameters, x, weight, mask, options) if value is None else value
+
+
+def _checked_nll(
+    entry: Likelihood,
+    names: Sequence[str],
+    parameters: Sequence[Tensor | float],
+    x: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    options: Options = _NONE,
+) -> Tensor:
+    """`nll` where C++ has not taken the operands."""
     tensors, target, weight, mask = observations(entry, names, parameters, x, weight, mask, options)
     options, numbers, by_reference = entry.form(options, target)
     if use_reference(*tensors) or by_reference:
@@ -491,11 +502,19 @@ def _plain_nll(
     plain = NLL[entry.name].plain
     if weight is not None or mask is not None or plain is None:
         return None
-    operands = tensors_or_none(parameters)
-    if not is_plain_call(*operands, x):
+    given = _plain_arguments(entry, parameters, x, options)
+    return None if given is None else plain(*given, None, None, channels_last)
+
+
+def _plain_arguments(
+    entry: Likelihood, parameters: Sequence[Tensor | float], x: Tensor, options: Options, *others: Tensor
+) -> tuple[Any, ...] | None:
+    """An operator's first ones, parameters, x and numbers, if C++ may look at them and at the others."""
+    operands = (*tensors_or_none(parameters), x)
+    if not is_plain_call(*operands, *others):
         return None
     _, numbers, by_reference = entry.form(options, x)
-    return None if by_reference else plain(*operands, x, *numbers, None, None, channels_last)
+    return None if by_reference else (*operands, *numbers)
 
 
 def elbo(
@@ -512,14 +531,11 @@ def elbo(
     prior, weight, mask, beta, scale, reduce = objective
     plain = ELBO[entry.name].plain
     if prior is None and weight is None and mask is None and plain is not None and not isinstance(beta, Tensor):
-        operands = tensors_or_none(parameters)
-        if is_plain_call(*operands, x, mu, logvar):
-            _, numbers, by_reference = entry.form(options, x)
-            latent = (mu, logvar, None, None, None, None, None)
-            if not by_reference:
-                loss, value, kl = plain(*operands, x, *numbers, *latent, beta, scale, reduce, False)
-                if loss is not None:
-                    return loss, value, kl
+        given = _plain_arguments(entry, parameters, x, options, mu, logvar)
+        if given is not None:
+            loss, value, kl = plain(*given, mu, logvar, None, None, None, None, None, beta, scale, reduce, False)
+            if loss is not None:
+                return loss, value, kl
     owner, name = names[:2]
     check_posterior(owner, mu, logvar)
     tensors, target, weight, mask = observations(entry, names, parameters, x, weight, mask, options)
