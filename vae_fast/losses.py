@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae_fast import checks, functional
+from vae_fast import checks, functional, parts
 from vae_fast.likelihoods import LIKELIHOODS, Likelihood, find
+from vae_fast.reference import Prior
 
 AVERAGES = ("mean", "mean_all")
 REDUCTIONS = ("mean", "sum", "none", "mean_all")
@@ -91,7 +92,7 @@ class ELBOLoss(nn.Module):
         reduction: str = "mean",
         from_logits: bool = True,
         kl: str = "analytic",
-        prior: functional.Prior | None = None,
+        prior: Prior | None = None,
         validate_args: bool = False,
         **options: Any,
     ) -> None:
@@ -124,11 +125,14 @@ class ELBOLoss(nn.Module):
         super().__setattr__(name, value)
 
     @property
-    def prior(self) -> functional.Prior | None:
+    def prior(self) -> Prior | None:
         """(mu, logvar) of p(z), or None for N(0, I)."""
-        if self.prior_mu is None or self.prior_logvar is None:
-            return None
-        return self.prior_mu, self.prior_logvar
+        mu, logvar = self._tensor("prior_mu"), self._tensor("prior_logvar")
+        return None if mu is None or logvar is None else (mu, logvar)
+
+    def _tensor(self, name: str) -> Tensor | None:
+        """A buffer or a parameter, without nn.Module's search, which every call would pay."""
+        return self._buffers[name] if name in self._buffers else self._parameters[name]
 
     def forward(
         self,
@@ -177,10 +181,10 @@ class ELBOLoss(nn.Module):
         count = self._count(parameters[0], x)
         later = torch.compiler.is_compiling() and _varies(count)
         scale = 1.0 if later else 1 / count
-        objective = functional.Objective(self.prior, weight, mask, self.beta, scale, self.reduction != "none")
+        objective = parts.Objective(self.prior, weight, mask, self.beta, scale, self.reduction != "none")
         if self.kl == "analytic":
             names = self._names
-            loss, nll, kl = functional.elbo(self.entry, names, parameters, x, mu, logvar, objective, self.options)
+            loss, nll, kl = parts.elbo(self.entry, names, parameters, x, mu, logvar, objective, self.options)
             self._validate(parameters[0], x, weight, mask)
         else:
             loss, nll, kl = self._monte_carlo(recon, x, mu, logvar, z, objective)
@@ -194,7 +198,7 @@ class ELBOLoss(nn.Module):
         """-log p(x|z), [B], times weight, differentiable: the first of `terms` without a posterior."""
         parameters = self.parameters_of(recon)
         x, mask = self._like(parameters[0], x, mask)
-        nll = functional.nll(self.entry, self._names, parameters, x, weight, mask, self.options)
+        nll = parts.nll(self.entry, self._names, parameters, x, weight, mask, self.options)
         self._validate(parameters[0], x, weight, mask)
         return nll
 
@@ -220,15 +224,15 @@ class ELBOLoss(nn.Module):
         mu: Tensor,
         logvar: Tensor,
         z: Tensor | None,
-        objective: functional.Objective,
+        objective: parts.Objective,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, nll, kl), with log q(z|x) - log p(z) in place of the KL."""
         prior, weight, mask, beta, scale, reduce = objective
         nll = self.nll(recon, x, weight=weight, mask=mask)
-        functional.same_batch("ELBOLoss", "recon", x, mu)
+        parts.same_batch("ELBOLoss", "recon", x, mu)
         if z is None:
             z = functional.reparameterize(mu, logvar)
-        kl = functional.weighted_monte_carlo_kl("ELBOLoss", z, mu, logvar, prior, weight)
+        kl = parts.weighted_monte_carlo_kl("ELBOLoss", z, mu, logvar, prior, weight)
         beta = beta.to(kl) if isinstance(beta, Tensor) else kl.new_full((), beta)
         loss = scale * (nll + torch.where(beta == 0, 0, beta * kl))
         return loss.sum() if reduce else loss, nll, kl
