@@ -188,6 +188,10 @@ def loss(name: str, p: Tensor, x: Tensor, **options) -> Tensor:
     return vae_fast.ELBOLoss(name, beta=0.7, **options)(p, x, posterior, posterior)
 
 
+def gaussian_loss(x, mean, logvar, mu, posterior_logvar):
+    return vae_fast.ELBOLoss("gaussian", reduction="none")((mean, logvar), x, mu, posterior_logvar)
+
+
 CALLS = {
     "bernoulli": lambda p, x: vae_fast.bernoulli_nll(p, x),
     "probabilities": lambda p, x: vae_fast.bernoulli_nll(p.sigmoid(), x, from_logits=False),
@@ -229,7 +233,7 @@ CALLS = {
     "loss, grey": lambda p, x: loss("discretized_logistic_mixture", wide(p, 3), wide(x, 1), channels=1),
     "loss, two channels": lambda p, x: loss("discretized_logistic_mixture", wide(p, 6), wide(x, 2)),
     "loss": lambda p, x: vae_fast.ELBOLoss(beta=0.7)(p, x, rows_of(p)[:, :2], rows_of(p)[:, :2]),
-    "loss, gaussian": lambda p, x: vae_fast.ELBOLoss("gaussian", reduction="none")((p, p), x, p, p),
+    "loss, gaussian": lambda p, x: gaussian_loss(x, *(p.clone() for _ in range(4))),  # whose order fixes their sum's
     "reparameterize": lambda p, x: vae_fast.reparameterize(p, p),
     "sample_kl": lambda p, x: sum(t.sum() for t in vae_fast.sample_kl(p, p)),
 }
@@ -261,7 +265,7 @@ def test_operands_that_cpp_looks_at_are_what_the_checks_make_of_them(name, shape
 @needs_nodes
 def test_usual_calls_are_not_looked_at_in_python(monkeypatch):
     """Of every likelihood; a parameter may be an nn.Parameter."""
-    for name in ("vae_fast.functional.observations", "vae_fast.checks.floating", "vae_fast.checks.target"):
+    for name in ("vae_fast.parts.observations", "vae_fast.checks.floating", "vae_fast.checks.target"):
         monkeypatch.setattr(name, None)
     images, p, theta = torch.randn(3, 30, 4, 5), leaf(torch.randn(3, 5)), torch.nn.Parameter(torch.rand(5))
     counts, pixels, genes = torch.ones(3, 5, dtype=torch.int32), torch.rand(3, 3, 4, 5), torch.rand(3)
@@ -283,6 +287,30 @@ def test_usual_calls_are_not_looked_at_in_python(monkeypatch):
     ]
     for value in usual:
         assert torch.isfinite(value).all() and nodes.are_native(value)
+        value.sum().backward()
+
+
+@needs_nodes
+def test_views_have_no_nodes():
+    """Gradients come in the operands' own shapes; of operands that backward needs again, views are known as such."""
+    images, halves = leaf(torch.randn(3, 30, 4, 5)), leaf(torch.randn(3, 30, 4, 5).half())
+    pixels, theta = torch.rand(3, 3, 4, 5), leaf(torch.randn(30 * 20))
+    for value in (
+        vae_fast.bernoulli_nll(images, images.detach().sigmoid()),
+        vae_fast.categorical_nll(images, torch.zeros(3, 4, 5, dtype=torch.long)),
+        mixture(images, pixels),
+        vae_fast.gaussian_nll(leaf(torch.randn(3, 600)), torch.rand(3, 600), logvar=theta),
+        gaussian_loss(torch.rand(images.shape), *[images] * 4),
+    ):
+        followed = {type(node).__name__ for node, _ in value.grad_fn.next_functions if node is not None}
+        assert followed == {"AccumulateGrad"}
+        value.sum().backward()
+    assert images.grad.shape == images.shape and theta.grad.shape == theta.shape
+
+    value = vae_fast.bernoulli_nll(halves, torch.rand(images.shape))
+    with torch.no_grad():
+        halves.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.sum().backward()
 
 
@@ -406,14 +434,21 @@ def test_a_graph_with_its_gradients(pre_dispatch):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look at it
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_compiled_autograd(dtype):
-    """Backward as a graph of its own: nodes are called from it as they are, whether they have saved operands or not."""
+    """Backward as a graph of its own: nodes are called from it as they are, whatever they have saved."""
     logits, x = leaf(torch.randn(3, 5).to(dtype)), torch.rand(3, 5)
     mu, logvar, shared = leaf(torch.randn(3, 2)), leaf(torch.randn(3, 2)), leaf(torch.randn(5))
-    leaves = (logits, mu, logvar, shared)
+    images = leaf(torch.randn(3, 10, 2, 4).to(dtype))
+    leaves = (logits, mu, logvar, shared, images)
 
     def loss():
         z, kl = vae_fast.sample_kl(mu, logvar, seed=3)
         nll = vae_fast.bernoulli_nll(logits, x) + vae_fast.gaussian_nll(logits.float(), x, logvar=shared)
+        nll = nll + vae_fast.bernoulli_nll(images, images.detach().sigmoid())
+        nll = (
+            nll
+            + mixture(images, x.new_zeros(3, 3, 2, 4))
+            + mixture(last(images), x.new_zeros(3, 2, 4, 3), channels_last=True)
+        )
         return vae_fast.ELBOLoss()(logits, x, mu, logvar) + z.sum() + kl.sum() + nll @ torch.arange(3.0)
 
     expected = torch.autograd.grad(loss(), leaves)

@@ -18,8 +18,7 @@ namespace {
 
 // Of what a plain call's operands are; `vae_fast/likelihoods.py` says how
 struct Observations {
-  std::string kind, joint;
-  bool per_row;
+  bool intensities, joint, channels, per_row;
 };
 
 // What OnePassOperator says in Python
@@ -50,19 +49,20 @@ std::deque<Operator> operators;  // a node knows its own by number
 struct Request {
   int64_t asked = 0;
   bool recomputes = false, sums_rows = false;
-  std::vector<Tensor> inputs;  // that require gradients
+  variable_list inputs;  // that require gradients
 
-  Request(const Operator& op, const Stack& arguments) {
+  // given: the arguments as the caller has them, of which the operator's may be views
+  Request(const Operator& op, const Stack& given, const Stack& arguments) {
     if (!at::GradMode::is_enabled()) return;
     const bool reduces = op.reduce && arguments[*op.reduce].toBool();
     const int64_t rows = arguments[op.rows].toTensor().size(0);
     for (size_t k = 0; k < op.differentiable.size(); ++k) {
-      const IValue& argument = arguments[op.differentiable[k]];
-      if (!argument.isTensor() || !argument.toTensor().requires_grad()) continue;
-      const Tensor& t = inputs.emplace_back(argument.toTensor());
+      const int64_t i = op.differentiable[k];
+      if (!given[i].isTensor() || !given[i].toTensor().requires_grad()) continue;
+      const Tensor& t = inputs.emplace_back(given[i].toTensor());
       asked |= int64_t{1} << k;
       recomputes |= t.scalar_type() == at::kHalf;
-      sums_rows |= !reduces && t.size(0) != rows;
+      sums_rows |= !reduces && arguments[i].toTensor().size(0) != rows;
     }
   }
 };
@@ -80,10 +80,23 @@ bool must_keep(const Tensor& dvalue) {
   return stands_for_others(dvalue) || torch::autograd::get_current_graph_task_keep_graph();
 }
 
-bool is_uniform(const Tensor& dvalue) {
-  if (dvalue.stride(0) == 0) return true;
-  return !stands_for_others(dvalue) && dvalue.eq(dvalue.select(0, 0)).all().item<bool>();
+// Whether all numbers of dvalue, [] or [B], are known to equal the given one, or the first of them
+template <class T>
+bool are_all(const Tensor& dvalue, std::optional<T> wanted) {
+  const int64_t stride = dvalue.dim() ? dvalue.stride(0) : 0, count = stride ? dvalue.size(0) : 1;
+  const T* values = dvalue.const_data_ptr<T>();
+  const T first = wanted.value_or(values[0]);
+  for (int64_t i = 0; i < count; ++i)
+    if (values[i * stride] != first) return false;
+  return true;
 }
+bool are_all(const Tensor& dvalue, std::optional<double> wanted) {
+  if (dvalue.numel() == 0 || stands_for_others(dvalue) || dvalue.is_neg() || dvalue._is_zerotensor()) return false;
+  if (dvalue.scalar_type() == at::kDouble) return are_all<double>(dvalue, wanted);
+  return dvalue.scalar_type() == at::kFloat && are_all<float>(dvalue, wanted);
+}
+
+bool is_uniform(const Tensor& dvalue) { return dvalue.stride(0) == 0 || are_all(dvalue, {}); }
 
 // gradient [B, ...] times factor, [] or [B]; a factor of 0 selects, it doesn't multiply
 Tensor times(const Tensor& gradient, Tensor factor) {
@@ -103,13 +116,26 @@ Tensor product(const Tensor& a, const Tensor& b) {
   return a.to(type).mul(b.to(type));
 }
 
+// What a node knows of its call, as one number
+struct Call {
+  int64_t number, asked;
+  bool recomputes, sums_rows, channels_last;
+
+  int64_t packed() const { return ((number << 16 | asked) << 3) | recomputes << 2 | sums_rows << 1 | channels_last; }
+  static Call of(int64_t packed) {
+    const auto bit = [packed](int i) { return (packed >> i & 1) != 0; };
+    return {packed >> 19, packed >> 3 & 0xffff, bit(2), bit(1), bit(0)};
+  }
+};
+
 struct OnePass : torch::autograd::Function<OnePass> {
-  // `stack`: the arguments, then the results. Returned is the value that is differentiable.
-  static Tensor forward(AutogradContext* ctx, at::TensorList, const Request& request, int64_t number, Stack& stack) {
+  // inputs: the request's. `stack`: the arguments, then the results. Returned is the value that is differentiable.
+  static Tensor forward(AutogradContext* ctx, at::TensorList inputs, const Request& request, int64_t number,
+                        bool channels_last, Stack& stack) {
     const Operator& op = operators[number];
     auto& data = ctx->saved_data;
-    data["operator"] = number, data["asked"] = request.asked;
-    data["recomputes"] = request.recomputes, data["sums_rows"] = request.sums_rows;
+    data["call"] = Call{number, request.asked, request.recomputes, request.sums_rows, channels_last}.packed();
+    save_shapes(ctx, op, inputs, request.asked, channels_last, stack);
     if (request.recomputes || request.sums_rows) save(ctx, stack);
     stack = op.run(std::move(stack), request.recomputes ? 0 : request.asked);
     if (!request.recomputes) {
@@ -123,21 +149,21 @@ struct OnePass : torch::autograd::Function<OnePass> {
   static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {
     check_differentiates_once();
     const variable_list saved = ctx->get_saved_variables();  // throws where the graph was freed
-    const Operator& op = operators[ctx->saved_data["operator"].toInt()];
-    const int64_t asked = ctx->saved_data["asked"].toInt();
+    const Call call = Call::of(ctx->saved_data["call"].toInt());
     variable_list result;
-    if (incoming[0].defined()) result = gradients_of(ctx, op, asked, saved, incoming[0]);
-    else result.resize(std::popcount(static_cast<uint64_t>(asked)));
-    result.resize(result.size() + 3);  // of what else `forward` takes
+    if (incoming[0].defined()) result = in_shape(ctx, call, gradients_of(ctx, call, saved, incoming[0]));
+    else result.resize(std::popcount(static_cast<uint64_t>(call.asked)));
+    result.resize(result.size() + 4);  // of what else `forward` takes
     return result;
   }
 
  private:
-  static variable_list gradients_of(AutogradContext* ctx, const Operator& op, int64_t asked, const variable_list& saved,
+  static variable_list gradients_of(AutogradContext* ctx, const Call& known, const variable_list& saved,
                                     Tensor dvalue) {
-    const bool recomputes = ctx->saved_data["recomputes"].toBool(), sums_rows = ctx->saved_data["sums_rows"].toBool();
-    if (sums_rows && dvalue.dim() && dvalue.size(0) && is_uniform(dvalue)) dvalue = dvalue.select(0, 0);
-    if (!recomputes && !(sums_rows && dvalue.dim())) return scaled(ctx, dvalue);
+    const Operator& op = operators[known.number];
+    const int64_t asked = known.asked;
+    if (known.sums_rows && dvalue.dim() && dvalue.size(0) && is_uniform(dvalue)) dvalue = dvalue.select(0, 0);
+    if (!known.recomputes && !(known.sums_rows && dvalue.dim())) return scaled(ctx, dvalue);
     if (!must_keep(dvalue)) kept(ctx, true);  // dropped before there are others
     Stack arguments = restored(ctx, saved);
     const int64_t rows = arguments[op.rows].toTensor().size(0);
@@ -155,7 +181,7 @@ struct OnePass : torch::autograd::Function<OnePass> {
         if (g.numel()) g = times(g, dvalue);
       return gradients;
     }
-    if (dvalue.dim() == 0 && dvalue.item<double>() == 1) return gradients;
+    if (are_all(dvalue, 1.)) return gradients;  // of a loss, of a sum
     static const OperatorHandle scale_rows = find("scale_rows_");
     for (const Tensor& g : gradients)
       if (g.numel()) call(scale_rows, {matrix(g), dvalue});
@@ -173,11 +199,40 @@ struct OnePass : torch::autograd::Function<OnePass> {
     }
   }
 
+  // Of inputs of which the operator has views: its gradients are returned in their shapes, without nodes for the views
+  static void save_shapes(AutogradContext* ctx, const Operator& op, at::TensorList inputs, int64_t asked,
+                          bool channels_last, const Stack& arguments) {
+    bool differ = channels_last;
+    const Tensor* input = inputs.begin();
+    for (size_t k = 0; k < op.differentiable.size(); ++k)
+      if (asked >> k & 1) differ |= (input++)->sizes() != arguments[op.differentiable[k]].toTensor().sizes();
+    if (!differ) return;
+    std::vector<int64_t> shapes;
+    for (const Tensor& t : inputs) {
+      shapes.push_back(t.dim());
+      shapes.insert(shapes.end(), t.sizes().begin(), t.sizes().end());
+    }
+    ctx->saved_data["shapes"] = std::move(shapes);
+  }
+  static variable_list in_shape(AutogradContext* ctx, const Call& known, variable_list gradients) {
+    const auto found = ctx->saved_data.find("shapes");
+    if (found == ctx->saved_data.end()) return gradients;
+    const std::vector<int64_t> shapes = found->second.toIntVector();
+    const int64_t* next = shapes.data();
+    for (Tensor& g : gradients) {
+      if (known.channels_last && g.dim() == 3) g = g.transpose(1, 2);
+      g = g.reshape({next + 1, static_cast<size_t>(*next)});
+      next += 1 + *next;
+    }
+    return gradients;
+  }
+
   static void save(AutogradContext* ctx, const Stack& arguments) {
     variable_list tensors;
     c10::impl::GenericList numbers(c10::AnyType::get());
     for (const IValue& a : arguments) {
-      tensors.push_back(a.isTensor() ? a.toTensor() : Tensor());
+      // Of a view made unrecorded autograd would complain, were its base changed, where it should say just that
+      tensors.push_back(!a.isTensor() ? Tensor() : a.toTensor().is_view() ? a.toTensor().detach() : a.toTensor());
       numbers.push_back(a.isTensor() ? IValue() : a);
     }
     ctx->save_for_backward(std::move(tensors));
@@ -192,7 +247,8 @@ struct OnePass : torch::autograd::Function<OnePass> {
   }
 };
 
-// Whether operands are as in most calls, which need no look at them in Python; they become what the operator takes.
+// Whether operands are as in most calls, which need no look at them in Python; they become what the operator takes,
+// views that autograd needn't know of.
 class Plain {
  public:
   Plain(const Operator& op, Stack& arguments) : op_(op), arguments_(arguments), x_(arguments[op.rows].toTensor()) {}
@@ -200,7 +256,8 @@ class Plain {
   // Of a likelihood, but for optional ones. channels_last: of what is joint, the planes are the last dimension.
   bool are_plain(bool channels_last) {
     if (!is_strided(x_) || !is_observed() || x_.requires_grad()) return false;
-    return (op_.observations.joint.empty() ? are_rows() : are_planes(channels_last)) && is_posterior();
+    const at::NoGradGuard unrecorded;
+    return (op_.observations.joint ? are_planes(channels_last) : are_rows()) && is_posterior();
   }
 
  private:
@@ -209,7 +266,7 @@ class Plain {
   bool is_observed() const {
     const at::ScalarType type = x_.scalar_type();
     if (is_floating(x_) || type == at::kByte || type == at::kBool) return true;
-    return op_.observations.kind != "intensity" && (type == at::kInt || type == at::kLong || type == at::kUInt16);
+    return !op_.observations.intensities && (type == at::kInt || type == at::kLong || type == at::kUInt16);
   }
 
   // x [B, ...] and parameters of its shape; after the first they may repeat, and the last may have to
@@ -235,7 +292,7 @@ class Plain {
 
   // Parameters [B, C, ...] and x [B, ...], of classes, or [B, channels, ...]
   bool are_planes(bool channels_last) {
-    const bool channels = op_.observations.joint == "channels";
+    const bool channels = op_.observations.channels;
     Tensor p = parameter(0), x = x_;
     if (!is_strided(p) || !is_floating(p) || p.dim() < 2 || x.dim() < 1 + channels) return false;
     if (channels_last) p = p.movedim(-1, 1);
@@ -279,14 +336,15 @@ class Recorded : public c10::OperatorKernel {
     const Operator& op = operators[number_];
     const bool channels_last = checks_ && torch::jit::pop(*stack).toBool();
     const auto first = std::make_move_iterator(stack->end() - op.arity);
-    Stack own(first, std::make_move_iterator(stack->end()));
+    const Stack given(first, std::make_move_iterator(stack->end()));
+    Stack own = given;
     torch::jit::drop(*stack, op.arity);
     if (checks_ && !Plain(op, own).are_plain(channels_last)) {
       stack->resize(stack->size() + op.values);
       return;
     }
-    if (const Request request(op, own); request.asked)
-      own[0] = OnePass::apply(at::TensorList(request.inputs), request, number_, own);
+    if (const Request request(op, given, own); request.asked)
+      own[0] = OnePass::apply(at::TensorList(request.inputs), request, number_, channels_last, own);
     else own = op.run(std::move(own), 0);
     std::move(own.begin(), own.begin() + op.values, std::back_inserter(*stack));
   }
@@ -306,7 +364,8 @@ void define(const std::string& name, int64_t values, const std::vector<int64_t>&
   const OperatorHandle handle = find(name);
   const auto &arguments = handle.schema().arguments(), &results = handle.schema().returns();
   const int64_t number = operators.size(), arity = arguments.size() - 1;
-  operators.push_back({handle, arity, values, differentiable, rows, weight, reduce, {kind, joint, per_row}});
+  const Observations observations{kind == "intensity", !joint.empty(), joint == "channels", per_row};
+  operators.push_back({handle, arity, values, differentiable, rows, weight, reduce, observations});
   for (const bool checks : {false, true}) {
     if (checks && kind.empty()) break;
     std::vector<c10::Argument> given(arguments.begin(), arguments.end() - 1);

@@ -71,6 +71,11 @@ def is_plain_call(*tensors: object) -> bool:
     return not _is_watched()
 
 
+def unwatched(overload: Any) -> Any:
+    """The overload, for calls that nobody watches: without what Python does around it."""
+    return getattr(overload, "_op", overload)
+
+
 def is_traced() -> bool:
     """Whether a graph is made of the call, which shall hold the operator and no node."""
     return torch.compiler.is_compiling() or _C._get_tracing_state() is not None
@@ -281,7 +286,7 @@ def one_pass(
         observations = (likelihood.kind, likelihood.joint or "", likelihood.per_row) if likelihood else ("", "", False)
         torch.ops.vae_fast_autograd.define(name, values, [*differentiable], rows, weight, reduce, *observations)
         packet = getattr(torch.ops.vae_fast_autograd, name)
-        native, checking = packet.default, packet.plain if likelihood else None
+        native, checking = packet.default, unwatched(packet.plain) if likelihood else None
     operator = OnePassOperator(overload, values, differentiable, rows, weight, reduce, native, checking)
     LIBRARY.impl(name, _autograd_kernel(operator), "Autograd")
     return operator
