@@ -277,6 +277,25 @@ def test_a_learned_prior_belongs_to_the_module():
     assert fixed.prior[0].dtype == torch.float64 and not fixed.state_dict()
 
 
+def test_a_prior_that_isnt_where_it_was_registered():
+    """A parametrised one is computed at each call; replicas, as DataParallel makes them, have theirs as attributes."""
+
+    class Tanh(torch.nn.Module):
+        def forward(self, t):
+            return t.tanh()
+
+    parameters, x, mu, logvar, _ = operands("bernoulli")
+    learned = [torch.nn.Parameter(torch.randn(Z)) for _ in range(2)]
+    expected = ELBOLoss(prior=(learned[0].tanh(), learned[1]))(*parameters, x, mu, logvar)
+    loss = ELBOLoss(prior=learned)
+    torch.nn.utils.parametrize.register_parametrization(loss, "prior_mu", Tanh())
+    assert torch.equal(loss(*parameters, x, mu, logvar), expected)
+    replica = ELBOLoss(prior=learned)._replicate_for_data_parallel()
+    for name, t in zip(("prior_mu", "prior_logvar"), learned, strict=True):
+        setattr(replica, name, t.detach() * 1.0)
+    assert torch.equal(replica(*parameters, x, mu, logvar), ELBOLoss(prior=learned)(*parameters, x, mu, logvar))
+
+
 def test_parts_and_whole_agree():
     parameters, x, mu, logvar, _ = operands("bernoulli")
     terms = ELBOLoss(reduction="none").terms(parameters[0], x, mu, logvar)

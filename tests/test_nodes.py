@@ -50,7 +50,7 @@ def incoming(value: Tensor, draw: Draw) -> Tensor:
 def identical(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
-    same_place = a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride()
+    same_place = a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride() and a._is_view() == b._is_view()
     return same_place and torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7))
 
 
@@ -312,6 +312,39 @@ def test_views_have_no_nodes():
         halves.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.sum().backward()
+
+
+@needs_nodes
+def test_as_many_classes_as_observations():
+    """Sizes alone don't say which of the two comes last."""
+    p, classes, pixels = torch.randn(3, 20, 20), torch.randint(20, (3, 20)), torch.rand(3, 20, 3)
+
+    def gradients():
+        parameter = leaf(p)
+        values = (
+            vae_fast.categorical_nll(parameter, classes, class_dim=-1),
+            mixture(parameter, pixels, channels_last=True),
+        )
+        return [torch.autograd.grad(v.sum(), parameter)[0] for v in values]
+
+    assert all(map(identical, *both(gradients)))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_sparse_incoming_gradient(sparse):
+    mean, logvar, x = leaf(torch.randn(3, 5)), leaf(torch.randn(5)), torch.rand(3, 5)
+    weight = torch.tensor([0.0, 0.5, 2.0])
+
+    def gradients():
+        value = vae_fast.gaussian_nll(mean, x, logvar=logvar)
+        return torch.autograd.grad(value, (mean, logvar), weight.to_sparse() if sparse else weight)
+
+    with vae_fast.backend("reference"):
+        value = vae_fast.gaussian_nll(mean, x, logvar=logvar)
+        expected = torch.autograd.grad(value, (mean, logvar), weight)
+    for found in both(gradients) if library.NO_NATIVE_NODES is None else (gradients(),):
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 @needs_nodes

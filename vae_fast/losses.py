@@ -131,8 +131,9 @@ class ELBOLoss(nn.Module):
         return None if mu is None or logvar is None else (mu, logvar)
 
     def _tensor(self, name: str) -> Tensor | None:
-        """A buffer or a parameter, without nn.Module's search, which every call would pay."""
-        return self._buffers[name] if name in self._buffers else self._parameters[name]
+        """A buffer, looked up where it is: nn.Module's way to it takes longer than a small tensor's check."""
+        found: Tensor | None = self._buffers[name] if name in self._buffers else getattr(self, name)
+        return found
 
     def forward(
         self,

@@ -51,7 +51,7 @@ struct Request {
   bool recomputes = false, sums_rows = false;
   variable_list inputs;  // that require gradients
 
-  // given: the arguments as the caller has them, of which the operator's may be views
+  // given: the arguments as the caller has them, of which the operator's may be views or copies
   Request(const Operator& op, const Stack& given, const Stack& arguments) {
     if (!at::GradMode::is_enabled()) return;
     const bool reduces = op.reduce && arguments[*op.reduce].toBool();
@@ -80,23 +80,24 @@ bool must_keep(const Tensor& dvalue) {
   return stands_for_others(dvalue) || torch::autograd::get_current_graph_task_keep_graph();
 }
 
-// Whether all numbers of dvalue, [] or [B], are known to equal the given one, or the first of them
 template <class T>
-bool are_all(const Tensor& dvalue, std::optional<T> wanted) {
+bool values_equal(const Tensor& dvalue, std::optional<double> wanted) {
   const int64_t stride = dvalue.dim() ? dvalue.stride(0) : 0, count = stride ? dvalue.size(0) : 1;
   const T* values = dvalue.const_data_ptr<T>();
-  const T first = wanted.value_or(values[0]);
+  const T first = wanted ? static_cast<T>(*wanted) : values[0];
   for (int64_t i = 0; i < count; ++i)
     if (values[i * stride] != first) return false;
   return true;
 }
-bool are_all(const Tensor& dvalue, std::optional<double> wanted) {
+
+// Whether all numbers of dvalue, [] or [B], are the wanted one, or, without one, the same. false: not, or not known.
+bool all_equal(const Tensor& dvalue, std::optional<double> wanted = {}) {
   if (dvalue.numel() == 0 || stands_for_others(dvalue) || dvalue.is_neg() || dvalue._is_zerotensor()) return false;
-  if (dvalue.scalar_type() == at::kDouble) return are_all<double>(dvalue, wanted);
-  return dvalue.scalar_type() == at::kFloat && are_all<float>(dvalue, wanted);
+  if (dvalue.scalar_type() == at::kDouble) return values_equal<double>(dvalue, wanted);
+  return dvalue.scalar_type() == at::kFloat && values_equal<float>(dvalue, wanted);
 }
 
-bool is_uniform(const Tensor& dvalue) { return dvalue.stride(0) == 0 || are_all(dvalue, {}); }
+bool is_uniform(const Tensor& dvalue) { return dvalue.stride(0) == 0 || all_equal(dvalue); }
 
 // gradient [B, ...] times factor, [] or [B]; a factor of 0 selects, it doesn't multiply
 Tensor times(const Tensor& gradient, Tensor factor) {
@@ -116,15 +117,19 @@ Tensor product(const Tensor& a, const Tensor& b) {
   return a.to(type).mul(b.to(type));
 }
 
-// What a node knows of its call, as one number
-struct Call {
+// What a node knows of its call; as one number, since each that is saved is looked up by a string
+struct Plan {
   int64_t number, asked;
   bool recomputes, sums_rows, channels_last;
 
-  int64_t packed() const { return ((number << 16 | asked) << 3) | recomputes << 2 | sums_rows << 1 | channels_last; }
-  static Call of(int64_t packed) {
-    const auto bit = [packed](int i) { return (packed >> i & 1) != 0; };
-    return {packed >> 19, packed >> 3 & 0xffff, bit(2), bit(1), bit(0)};
+  static constexpr int kFlags = 3, kMostGradients = 16;
+  int64_t packed() const {
+    return (number << kMostGradients | asked) << kFlags | recomputes << 2 | sums_rows << 1 | channels_last;
+  }
+  static Plan of(int64_t packed) {
+    const int64_t rest = packed >> kFlags;
+    return {rest >> kMostGradients, rest & ((1 << kMostGradients) - 1), (packed & 4) != 0, (packed & 2) != 0,
+            (packed & 1) != 0};
   }
 };
 
@@ -134,8 +139,9 @@ struct OnePass : torch::autograd::Function<OnePass> {
                         bool channels_last, Stack& stack) {
     const Operator& op = operators[number];
     auto& data = ctx->saved_data;
-    data["call"] = Call{number, request.asked, request.recomputes, request.sums_rows, channels_last}.packed();
-    save_shapes(ctx, op, inputs, request.asked, channels_last, stack);
+    const Plan plan{number, request.asked, request.recomputes, request.sums_rows, channels_last};
+    data["plan"] = plan.packed();
+    save_shapes(ctx, plan, inputs, stack);
     if (request.recomputes || request.sums_rows) save(ctx, stack);
     stack = op.run(std::move(stack), request.recomputes ? 0 : request.asked);
     if (!request.recomputes) {
@@ -149,27 +155,27 @@ struct OnePass : torch::autograd::Function<OnePass> {
   static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {
     check_differentiates_once();
     const variable_list saved = ctx->get_saved_variables();  // throws where the graph was freed
-    const Call call = Call::of(ctx->saved_data["call"].toInt());
+    const Plan plan = Plan::of(ctx->saved_data["plan"].toInt());
+    Tensor dvalue = incoming[0];
     variable_list result;
-    if (incoming[0].defined()) result = in_shape(ctx, call, gradients_of(ctx, call, saved, incoming[0]));
-    else result.resize(std::popcount(static_cast<uint64_t>(call.asked)));
+    if (dvalue.defined() && dvalue.layout() != at::kStrided) dvalue = dvalue.to_dense();
+    if (dvalue.defined()) result = in_shape(ctx, plan, gradients_of(ctx, plan, saved, dvalue));
+    else result.resize(std::popcount(static_cast<uint64_t>(plan.asked)));
     result.resize(result.size() + 4);  // of what else `forward` takes
     return result;
   }
 
  private:
-  static variable_list gradients_of(AutogradContext* ctx, const Call& known, const variable_list& saved,
-                                    Tensor dvalue) {
-    const Operator& op = operators[known.number];
-    const int64_t asked = known.asked;
-    if (known.sums_rows && dvalue.dim() && dvalue.size(0) && is_uniform(dvalue)) dvalue = dvalue.select(0, 0);
-    if (!known.recomputes && !(known.sums_rows && dvalue.dim())) return scaled(ctx, dvalue);
+  static variable_list gradients_of(AutogradContext* ctx, const Plan& plan, const variable_list& saved, Tensor dvalue) {
+    const Operator& op = operators[plan.number];
+    if (plan.sums_rows && dvalue.dim() && dvalue.size(0) && is_uniform(dvalue)) dvalue = dvalue.select(0, 0);
+    if (!plan.recomputes && !(plan.sums_rows && dvalue.dim())) return scaled(ctx, dvalue);
     if (!must_keep(dvalue)) kept(ctx, true);  // dropped before there are others
     Stack arguments = restored(ctx, saved);
     const int64_t rows = arguments[op.rows].toTensor().size(0);
     const IValue weight = arguments[op.weight];
     arguments[op.weight] = weight.isNone() ? dvalue.expand({rows}) : product(dvalue, weight.toTensor());
-    return op.gradients(op.run(std::move(arguments), asked), asked);
+    return op.gradients(op.run(std::move(arguments), plan.asked), plan.asked);
   }
 
   // The kept gradients times dvalue, [] or [B]: in place where nobody else can hold or ask for them
@@ -181,7 +187,7 @@ struct OnePass : torch::autograd::Function<OnePass> {
         if (g.numel()) g = times(g, dvalue);
       return gradients;
     }
-    if (are_all(dvalue, 1.)) return gradients;  // of a loss, of a sum
+    if (all_equal(dvalue, 1.)) return gradients;  // of a loss, of a sum: `scale_rows_` needn't be called to see it
     static const OperatorHandle scale_rows = find("scale_rows_");
     for (const Tensor& g : gradients)
       if (g.numel()) call(scale_rows, {matrix(g), dvalue});
@@ -199,39 +205,41 @@ struct OnePass : torch::autograd::Function<OnePass> {
     }
   }
 
-  // Of inputs of which the operator has views: its gradients are returned in their shapes, without nodes for the views
-  static void save_shapes(AutogradContext* ctx, const Operator& op, at::TensorList inputs, int64_t asked,
-                          bool channels_last, const Stack& arguments) {
-    bool differ = channels_last;
+  // The inputs' shapes, if the operator has one of them in another: gradients are returned in those, without nodes for
+  // views. Planes that were last are in another even where the sizes agree.
+  static void save_shapes(AutogradContext* ctx, const Plan& plan, at::TensorList inputs, const Stack& arguments) {
+    const Operator& op = operators[plan.number];
+    bool differ = false;
     const Tensor* input = inputs.begin();
-    for (size_t k = 0; k < op.differentiable.size(); ++k)
-      if (asked >> k & 1) differ |= (input++)->sizes() != arguments[op.differentiable[k]].toTensor().sizes();
-    if (!differ) return;
-    std::vector<int64_t> shapes;
-    for (const Tensor& t : inputs) {
-      shapes.push_back(t.dim());
-      shapes.insert(shapes.end(), t.sizes().begin(), t.sizes().end());
+    for (size_t k = 0; k < op.differentiable.size(); ++k) {
+      if (!(plan.asked >> k & 1)) continue;
+      const Tensor& taken = arguments[op.differentiable[k]].toTensor();
+      differ |= (input++)->sizes() != taken.sizes() || is_turned(plan, taken);
     }
+    if (!differ) return;
+    std::vector<std::vector<int64_t>> shapes;
+    for (const Tensor& t : inputs) shapes.push_back(t.sizes().vec());
     ctx->saved_data["shapes"] = std::move(shapes);
   }
-  static variable_list in_shape(AutogradContext* ctx, const Call& known, variable_list gradients) {
+  static variable_list in_shape(AutogradContext* ctx, const Plan& plan, variable_list gradients) {
     const auto found = ctx->saved_data.find("shapes");
     if (found == ctx->saved_data.end()) return gradients;
-    const std::vector<int64_t> shapes = found->second.toIntVector();
-    const int64_t* next = shapes.data();
-    for (Tensor& g : gradients) {
-      if (known.channels_last && g.dim() == 3) g = g.transpose(1, 2);
-      g = g.reshape({next + 1, static_cast<size_t>(*next)});
-      next += 1 + *next;
+    const auto shapes = found->second.to<std::vector<std::vector<int64_t>>>();
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      Tensor& g = gradients[i];
+      if (is_turned(plan, g)) g = g.transpose(1, 2);
+      if (g.sizes() != at::IntArrayRef(shapes[i])) g = g.reshape(shapes[i]);
     }
     return gradients;
   }
+  // Of operands [B, C, N], whether the caller has them as [B, ..., C]
+  static bool is_turned(const Plan& plan, const Tensor& t) { return plan.channels_last && t.dim() == 3; }
 
   static void save(AutogradContext* ctx, const Stack& arguments) {
     variable_list tensors;
     c10::impl::GenericList numbers(c10::AnyType::get());
     for (const IValue& a : arguments) {
-      // Of a view made unrecorded autograd would complain, were its base changed, where it should say just that
+      // Were its base changed, torch would complain of a view made under no_grad, and not of the change
       tensors.push_back(!a.isTensor() ? Tensor() : a.toTensor().is_view() ? a.toTensor().detach() : a.toTensor());
       numbers.push_back(a.isTensor() ? IValue() : a);
     }
@@ -248,7 +256,7 @@ struct OnePass : torch::autograd::Function<OnePass> {
 };
 
 // Whether operands are as in most calls, which need no look at them in Python; they become what the operator takes,
-// views that autograd needn't know of.
+// views, or copies where strides allow none, of which autograd needn't know.
 class Plain {
  public:
   Plain(const Operator& op, Stack& arguments) : op_(op), arguments_(arguments), x_(arguments[op.rows].toTensor()) {}

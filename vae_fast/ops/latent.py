@@ -14,11 +14,11 @@ from vae_fast.ops.library import LIBRARY, NO_NATIVE_NODES, define, recording
 from vae_fast.ops.likelihoods import differentiate, empty_gradients, pair
 from vae_fast.ops.onepass import (
     Function,
+    bare,
     differentiates_once,
     is_traced,
     one_pass,
     suits_native_nodes,
-    unwatched,
     wants_gradient,
 )
 
@@ -172,8 +172,8 @@ LIBRARY.impl("sample_kl", _sample_kl_autograd, "Autograd")
 PLAIN_REPARAMETERIZE = PLAIN_SAMPLE_KL = None
 if NO_NATIVE_NODES is None:
     # (mu, logvar) -> what they are named after, with a seed of its own; None where Python has to look at them
-    PLAIN_REPARAMETERIZE = unwatched(torch.ops.vae_fast_autograd.reparameterize.plain)
-    PLAIN_SAMPLE_KL = unwatched(torch.ops.vae_fast_autograd.sample_kl.plain)
+    PLAIN_REPARAMETERIZE = bare(torch.ops.vae_fast_autograd.reparameterize.plain)
+    PLAIN_SAMPLE_KL = bare(torch.ops.vae_fast_autograd.sample_kl.plain)
 
 
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:

@@ -71,8 +71,8 @@ def is_plain_call(*tensors: object) -> bool:
     return not _is_watched()
 
 
-def unwatched(overload: Any) -> Any:
-    """The overload, for calls that nobody watches: without what Python does around it."""
+def bare(overload: Any) -> Any:
+    """What an overload calls: the same, for calls that nobody watches, less what Python does around it."""
     return getattr(overload, "_op", overload)
 
 
@@ -181,6 +181,8 @@ class OnePass(Function):
         result: list[Tensor | None] = [None] * (1 + ctx.arity)
         if dvalue is None:
             return tuple(result)
+        if dvalue.layout is not torch.strided:
+            dvalue = dvalue.to_dense()
         if ctx.sums_rows and dvalue.dim() and dvalue.size(0) and _is_uniform(dvalue):
             dvalue = dvalue[0]  # of a sum or a mean over rows
         if ctx.gradients is None or (ctx.sums_rows and dvalue.dim()):
@@ -286,7 +288,7 @@ def one_pass(
         observations = (likelihood.kind, likelihood.joint or "", likelihood.per_row) if likelihood else ("", "", False)
         torch.ops.vae_fast_autograd.define(name, values, [*differentiable], rows, weight, reduce, *observations)
         packet = getattr(torch.ops.vae_fast_autograd, name)
-        native, checking = packet.default, unwatched(packet.plain) if likelihood else None
+        native, checking = packet.default, bare(packet.plain) if likelihood else None
     operator = OnePassOperator(overload, values, differentiable, rows, weight, reduce, native, checking)
     LIBRARY.impl(name, _autograd_kernel(operator), "Autograd")
     return operator
