@@ -65,7 +65,7 @@ def truth_learned(_: object, mean: Tensor, logvar: Tensor, x: Tensor) -> Tensor:
     return reference.nll(reference.gaussian, [mean, logvar], x).sum()
 
 
-SHAPES = ((1024, 784), (16384, 784))
+SHAPES = ((1024, 784), (4096, 784), (16384, 784))
 FIXED = Case(
     "gaussian_nll(mean, x).sum()",
     "float32",

@@ -1,19 +1,16 @@
 """The gamma function's family and L(v) = v - log1p(v): csrc/gamma.h and math.h compiled alone, and the reference."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import counts
 import mpmath as mp
+import native
 import pytest
 import torch
 from counts import elementwise, log_uniform
 
 from vae_fast.reference import gamma
 
-CSRC = Path(__file__).parents[1] / "csrc"
 SOURCE = """
 #include "gamma.h"
 
@@ -33,21 +30,14 @@ NAMES = ("lgamma", "digamma", "stirling", "digamma_remainder", "log1p_minus")
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ on this machine")
-    source = tmp_path_factory.mktemp("gamma") / "gamma.cpp"
-    source.write_text(SOURCE)
-    built = source.with_suffix(".so")
-    command = ["g++", "-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-I", str(CSRC), str(source)]
-    subprocess.run([*command, "-o", str(built)], check=True)
-    return ctypes.CDLL(str(built))
+    return native.library(tmp_path_factory.mktemp("gamma"), SOURCE)
 
 
 def evaluated(library, v, u=None):
     u = 1 + v if u is None else u
     to = torch.full((len(NAMES), len(v)), torch.nan, dtype=v.dtype)
     function = library.all_float if v.dtype == torch.float32 else library.all_double
-    function(*(ctypes.c_void_p(t.data_ptr()) for t in (v, u, to)), ctypes.c_long(len(v)))
+    function(*map(native.pointer, (v, u, to)), ctypes.c_long(len(v)))
     return dict(zip(NAMES, to, strict=True))
 
 

@@ -1,18 +1,16 @@
 """The generator: the published known answers, in the reference and in the C++ that the kernels are made of."""
 
 import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
 import mpmath
+import native
 import numpy
 import pytest
 import torch
 
 from vae_fast import reference
 
-CSRC = Path(__file__).parent.parent / "csrc"
 KNOWN_ANSWERS = [  # Random123 1.14, kat_vectors: philox4x32 10, counter, key, result
     ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
     ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
@@ -96,18 +94,9 @@ FUSED = pytest.param(
 @pytest.fixture(scope="module", params=["by default", FUSED])
 def elements(request, tmp_path_factory):
     """csrc/math.h and csrc/philox.h as a library of their own: a x b + c as compilers have it, and rounded once."""
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("elements")
-    (folder / "elements.cpp").write_text(PROGRAM)
     fused = request.param == "fused"
-    flags = ["-std=c++17", "-O2", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared"]
-    flags += ["-mfma"] * fused
     warnings = ["-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
-    command = [compiler, *flags, *warnings, f"-I{CSRC}", "elements.cpp", "-o", "elements.so"]
-    subprocess.run(command, cwd=folder, check=True)
-    library = ctypes.CDLL(str(folder / "elements.so"))
+    library = native.library(tmp_path_factory.mktemp("elements"), PROGRAM, *["-mfma"] * fused, *warnings)
     library.is_fused = fused
     return library
 

@@ -1,5 +1,5 @@
 """Observations in bfloat16 and bytes that a CPU widens in registers, beside those that it moves to a buffer, as it does
-where there is a mask. Without an instruction that rounds to bfloat16 it moves all, and both are the same code."""
+where there is a mask. Where it has no code for the former (lanes.h), it moves all, and both are the same."""
 
 import pytest
 import torch

@@ -1,16 +1,11 @@
 """Rows to planes and back, eight rows at once and sixteen: a processor that runs the kernels takes one of the two."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
+import native
 import numpy
 import pytest
-import torch
 
-CSRC = Path(__file__).parent.parent / "csrc"
-TORCH = Path(torch.__file__).parent / "include"
 PROGRAM = """
 #include "cpu/transpose.h"
 template <int ROWS, class T>
@@ -31,13 +26,7 @@ BOTH(8, float) BOTH(16, float) BOTH(8, double) BOTH(16, double)
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    folder = tmp_path_factory.mktemp("transpose")
-    (folder / "transpose.cpp").write_text(PROGRAM)
-    command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", f"-I{CSRC}", "-isystem", str(TORCH)]
-    subprocess.run([*command, "-o", str(folder / "transpose.so"), str(folder / "transpose.cpp")], check=True)
-    return ctypes.CDLL(str(folder / "transpose.so"))
+    return native.library(tmp_path_factory.mktemp("transpose"), PROGRAM)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 100])
@@ -47,7 +36,7 @@ def test_there_and_back(library, dtype, rows, stride, n):
     """Nothing else is written."""
     given = numpy.random.default_rng(0).standard_normal((rows, n)).astype(dtype)
     planes, back = numpy.full((n, stride), numpy.nan, dtype), numpy.full((rows, n), numpy.nan, dtype)
-    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (given, planes, back)]
+    pointers = [native.pointer(a) for a in (given, planes, back)]
     sizes = [ctypes.c_long(n), ctypes.c_long(stride)]
     name = f"{'float' if dtype == 'float32' else 'double'}{rows}"
     getattr(library, name)(pointers[0], sizes[0], pointers[1], sizes[1], pointers[2])

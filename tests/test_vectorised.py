@@ -14,6 +14,12 @@ STORED = {  # those that have code of their own for bfloat16 and bytes
     **{"Bernoulli": 1, "BernoulliProbs": 1, "Gaussian": 2, "Laplace": 2},
     **{"ContinuousBernoulli": 1, "DiscretizedLogistic": 2},
 }
+# By processor: vectors of sixteen floats, and the instructions that widen what is stored as something else
+WIDENED = {
+    "Avx512": (1, {"vpmovzxbd": r"Intensity|unsigned char", "vpmovzxwd": "c10::BFloat16", "vptestmb": "Truth"}),
+    "Avx2": (2, {"vpmovzxbd": r"Intensity|unsigned char|Truth", "vpmovzxwd": "c10::BFloat16", "vpcmpgtd": "Truth"}),
+}
+LIGHT = ("Bernoulli", "Gaussian", "Laplace", "GaussianShared", "LaplaceShared")  # that have it for AVX2, too
 PARAMETERS = {**STORED, "Poisson": 1, "NegativeBinomial": 3, "ZeroInflatedNegativeBinomial": 4}
 RUNS = ("run_block", "run_wide_block")  # by planes
 # Loops by lanes, with how many scalar operations they may have beside half the packed ones; of a row's, by how many
@@ -57,7 +63,7 @@ def functions():
     clones = {
         name: code
         for name, code in zip(blocks[::2], blocks[1::2], strict=True)
-        if any(part in name for part in ("x86_64_v4", ".avx512f", "_stored", "_wide_"))
+        if any(part in name for part in ("x86_64_v4", ".avx512f", "::Avx512::run<", "::Avx2::run<", "_wide_"))
     }
     if not clones:
         pytest.skip("this library was not built for x86-64-v4")
@@ -77,25 +83,29 @@ def test_loops_by_lanes(functions, loop):
     assert packed >= FEWEST.get(loop, 10) and scalar <= packed // 2 + BY_LANES[loop]
 
 
+@pytest.mark.parametrize("processor", WIDENED)
 @pytest.mark.parametrize("name", [*STORED, "GaussianShared", "LaplaceShared"])
-def test_stored_numbers_are_widened_and_rounded_in_registers(functions, name):
+def test_stored_numbers_are_widened_and_rounded_in_registers(functions, name, processor):
     """Sixteen at a time: in the loop, in the one between questions to memory and in that of the last lanes."""
-    named = f"run_stored_block<vae_fast::{name}, "
+    named = f"{processor}::run<vae_fast::StoredBlock<vae_fast::{name}, "
     codes = {function: code for function, code in functions.items() if named in function}
-    assert len(codes) == 2 * 6  # with gradients and without; dtypes of parameters and x
+    kinds = 2 * 6  # with gradients and without; dtypes of parameters and x
+    assert len(codes) == (kinds if processor == "Avx512" or name in LIGHT else 0)
+    vectors, by_dtype = WIDENED[processor]
+    register, rounds = ("zmm", "vcvtneps2bf16") if vectors == 1 else ("ymm", "vpackusdw")
     for function, code in codes.items():
         halves = "c10::BFloat16" in function
-        widened = {"vpmovzxbd": r"Intensity|unsigned char", "vpmovzxwd": "c10::BFloat16", "vptestmb": "Truth"}
-        for instruction, dtype in widened.items():
-            assert code.count(f"\t{instruction} ") >= 3 * bool(re.search(dtype, function))
-        assert code.count("\tvcvtneps2bf16 ") >= 3 * (halves and f"{name}, 0," not in function)
-        packed, scalar = (len(re.findall(OPERATION + kind, code)) for kind in (r"ps\s.*%zmm", r"ss\s"))
+        for instruction, dtype in by_dtype.items():
+            assert code.count(f"\t{instruction} ") >= 3 * vectors * bool(re.search(dtype, function))
+        assert code.count(f"\t{rounds} ") >= 3 * (halves and f"{name}, 0," not in function)
+        packed, scalar = (len(re.findall(OPERATION + kind, code)) for kind in (rf"ps\s.*%{register}", r"ss\s"))
         assert packed >= 6 and scalar <= packed // 2 + 40  # an exponential of a shared scale; the last lanes' sums
 
 
-def test_stored_gradients_are_scaled_in_registers(functions):
-    [code] = [code for function, code in functions.items() if "scale_stored" in function]
-    assert all(instruction in code for instruction in ("vpmovzxwd", "vcvtneps2bf16")) and "mulss" not in code
+@pytest.mark.parametrize("processor, rounds", [("Avx512", "vcvtneps2bf16"), ("Avx2", "vpackusdw")])
+def test_stored_gradients_are_scaled_in_registers(functions, processor, rounds):
+    [code] = [code for function, code in functions.items() if f"ScaleStored<vae_fast::{processor}>" in function]
+    assert all(instruction in code for instruction in ("vpmovzxwd", rounds)) and "mulss" not in code
 
 
 @pytest.mark.parametrize("loop", FLAT)
@@ -130,12 +140,14 @@ def test_sixteen_observations_are_transposed_at_once(functions, name):
         assert len(re.findall(rf"\t{instruction}\s.*%zmm", code)) >= 4, instruction
 
 
-@pytest.mark.parametrize("name", ["Bernoulli", "Gaussian", "ContinuousBernoulli"])
-def test_large_gradients_are_streamed(functions, name):
+@pytest.mark.parametrize(
+    "name, processor", [(name, "Avx512") for name in STORED] + [(name, "Avx2") for name in LIGHT[:3]]
+)
+def test_large_gradients_are_streamed(functions, name, processor):
     """Between the steps, and not behind them: there they would all wait for memory at once."""
     loops = (
         f"run_block<vae_fast::{name}, float, {PARAMETERS[name]}",
-        f"<vae_fast::{name}, {PARAMETERS[name]}, float, vae",
+        f"StoredBlock<vae_fast::{name}, {PARAMETERS[name]}, vae_fast::Stored<vae_fast::{processor}, float>",
     )
     codes = [code for function, code in functions.items() if any(loop in function for loop in loops)]
     assert len(codes) == 1 + 2 and all(len(re.findall(r"\tv?movntdq", code)) >= 8 for code in codes)

@@ -473,47 +473,82 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
 
 #if defined(VAE_FAST_TARGET)
 // The same without a mask, of observations that are widened, and gradients that are rounded, in registers. What is rare is
-// left to the other: rows that don't count, and NaN that may be lost.
+// left to the other: rows that don't count, and NaN that may be lost. P and X: `Stored`.
 template <template <class, int> class Accumulator, int GRADIENTS, class P, class X, int K>
-VAE_FAST_IN_LANES void run_stored_block(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
-  using A = Accumulator<float, kLanes>;
-  static_assert(A::kParts == 1 && !A::kSparse);
-  constexpr int N = kStaged<A, float>;
-  const auto scale = static_cast<float>(p.row_weight(row) * p.scale);
-  if (scale == 0) return run_block<Accumulator, float, GRADIENTS>(p, row, column, n, group);
-  P buffers[K][N];
-  const P* in[K];
-  P* out[K];
-  bool asked[K];
-  Stream streams[K];
-  Ahead<2 * K + 1> ahead;
-  const Position next = p.position_ahead(row, column, n);
-  const bool in_place = p.is_asked_for_in_place();
-  for (int k = 0; k < K; ++k) {
-    const Gradient& g = p.gradients[k];
-    asked[k] = g.to.data;
-    out[k] = asked[k] && !g.past_caches ? g.to.template at<P>(row, column) : buffers[k];
-    if (g.past_caches) streams[k] = {buffers[k], g.to.template at<P>(row, column)};
-    else if (in_place && asked[k]) ahead.add(g.to, next.row, next.column);
-    in[k] = k < kOwn<A, float> ? p.parameters[k].template at<P>(row, column) : buffers[k];
-    if (in_place) ahead.add(p.parameters[k], next.row, next.column);
+struct StoredBlock {
+  static inline __attribute__((always_inline)) void run(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
+    using A = Accumulator<float, kLanes>;
+    static_assert(A::kParts == 1 && !A::kSparse);
+    constexpr int N = kStaged<A, float>;
+    const auto scale = static_cast<float>(p.row_weight(row) * p.scale);
+    if (scale == 0) return run_block<Accumulator, float, GRADIENTS>(p, row, column, n, group);
+    P buffers[K][N];
+    const P* in[K];
+    P* out[K];
+    bool asked[K];
+    Stream streams[K];
+    Ahead<2 * K + 1> ahead;
+    const Position next = p.position_ahead(row, column, n);
+    const bool in_place = p.is_asked_for_in_place();
+    for (int k = 0; k < K; ++k) {
+      const Gradient& g = p.gradients[k];
+      asked[k] = g.to.data;
+      out[k] = asked[k] && !g.past_caches ? g.to.template at<P>(row, column) : buffers[k];
+      if (g.past_caches) streams[k] = {buffers[k], g.to.template at<P>(row, column)};
+      else if (in_place && asked[k]) ahead.add(g.to, next.row, next.column);
+      in[k] = k < kOwn<A, float> ? p.parameters[k].template at<P>(row, column) : buffers[k];
+      if (in_place) ahead.add(p.parameters[k], next.row, next.column);
+    }
+    if (in_place) ahead.add(p.x, next.row, next.column);
+    float options[A::kOptions + 1], last = 0;
+    for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<float>(p.options[k]);
+    if constexpr (shares_last<A, float>) last = *load(p.parameters[K - 1], row, column, 1, &last);
+    const X* x = p.x.template at<X>(row, column);
+    const float value = accumulate<A, GRADIENTS>(options, last, in, x, out, asked, scale, n, ahead, streams);
+    if (GRADIENTS && A::kLosesNaN && value != value)
+      return run_block<Accumulator, float, GRADIENTS>(p, row, column, n, group);
+    for (Stream& stream : streams)
+      if (stream.is_open()) stream.finish(n * static_cast<int64_t>(sizeof(P)), false);
+    p.values[p.cell(row, column)] += value;
   }
-  if (in_place) ahead.add(p.x, next.row, next.column);
-  float options[A::kOptions + 1], last = 0;
-  for (int k = 0; k < A::kOptions; ++k) options[k] = static_cast<float>(p.options[k]);
-  if constexpr (shares_last<A, float>) last = *load(p.parameters[K - 1], row, column, 1, &last);
-  const X* x = p.x.template at<X>(row, column);
-  const float value = accumulate<A, GRADIENTS>(options, last, in, x, out, asked, scale, n, ahead, streams);
-  if (GRADIENTS && A::kLosesNaN && value != value)
-    return run_block<Accumulator, float, GRADIENTS>(p, row, column, n, group);
-  for (Stream& stream : streams)
-    if (stream.is_open()) stream.finish(n * static_cast<int64_t>(sizeof(P)), false);
-  p.values[p.cell(row, column)] += value;
-}
+};
 #endif
 
 template <int K>
 using Block = void (*)(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group);
+
+#if defined(VAE_FAST_TARGET)
+// The code for a block as it is stored; null where there is none
+template <template <class, int> class Accumulator, int GRADIENTS, class PROCESSOR, class P, class X, int K>
+constexpr Block<K> kRunStored =
+    PROCESSOR::template run<StoredBlock<Accumulator, GRADIENTS, Stored<PROCESSOR, P>, Stored<PROCESSOR, X>, K>,
+                            Rows<K>&, int64_t, int64_t, int, int64_t>;
+
+template <template <class, int> class Accumulator, int GRADIENTS, class PROCESSOR, int K>
+Block<K> stored_block_of(const Rows<K>& p) {
+  using A = Accumulator<float, kLanes>;
+  const auto are = [&p](ScalarType type) {
+    bool all = !p.mask.data && p.x.column_stride == 1;
+    for (int k = 0; k < kOwn<A, float>; ++k) {
+      const Matrix &from = p.parameters[k], &to = p.gradients[k].to;
+      all = all && from.type == type && from.column_stride == 1;
+      all = all && (!to.data || (p.gradients[k].direct() && to.type == type && to.column_stride == 1));
+    }
+    return all;
+  };
+  using Bytes = std::conditional_t<A::kCounts, uint8_t, Intensity>;
+  if (are(ScalarType::BFloat16)) {
+    if (p.x.type == ScalarType::Byte) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, BFloat16, Bytes, K>;
+    if (p.x.type == ScalarType::Bool) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, BFloat16, Truth, K>;
+    if (p.x.type == ScalarType::BFloat16) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, BFloat16, BFloat16, K>;
+    if (p.x.type == ScalarType::Float) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, BFloat16, float, K>;
+  } else if (are(ScalarType::Float)) {
+    if (p.x.type == ScalarType::Byte) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, float, Bytes, K>;
+    if (p.x.type == ScalarType::Bool) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, float, Truth, K>;
+  }
+  return nullptr;
+}
+#endif
 
 // The code for a block with the gradients of the first GRADIENTS parameters
 template <template <class, int> class Accumulator, class T, int GRADIENTS, int K>
@@ -521,25 +556,11 @@ Block<K> block_of([[maybe_unused]] const Rows<K>& p) {
 #if defined(VAE_FAST_TARGET)
   using A = Accumulator<T, kLanes>;
   if constexpr (std::is_same_v<T, float> && A::kStored && GRADIENTS <= kOwn<A, T>) {
-    const auto are = [&p](ScalarType type) {
-      bool all = kRoundsToBFloat16 && !p.mask.data && p.x.column_stride == 1;
-      for (int k = 0; k < kOwn<A, T>; ++k) {
-        const Matrix &from = p.parameters[k], &to = p.gradients[k].to;
-        all = all && from.type == type && from.column_stride == 1;
-        all = all && (!to.data || (p.gradients[k].direct() && to.type == type && to.column_stride == 1));
-      }
-      return all;
-    };
-    using Bytes = std::conditional_t<A::kCounts, uint8_t, Intensity>;
-    if (are(ScalarType::BFloat16)) {
-      if (p.x.type == ScalarType::Byte) return run_stored_block<Accumulator, GRADIENTS, BFloat16, Bytes>;
-      if (p.x.type == ScalarType::Bool) return run_stored_block<Accumulator, GRADIENTS, BFloat16, Truth>;
-      if (p.x.type == ScalarType::BFloat16) return run_stored_block<Accumulator, GRADIENTS, BFloat16, BFloat16>;
-      if (p.x.type == ScalarType::Float) return run_stored_block<Accumulator, GRADIENTS, BFloat16, float>;
-    } else if (are(ScalarType::Float)) {
-      if (p.x.type == ScalarType::Byte) return run_stored_block<Accumulator, GRADIENTS, float, Bytes>;
-      if (p.x.type == ScalarType::Bool) return run_stored_block<Accumulator, GRADIENTS, float, Truth>;
-    }
+    Block<K> found = nullptr;
+    if (Avx512::is_here()) found = stored_block_of<Accumulator, GRADIENTS, Avx512>(p);
+    if constexpr (A::kLight)  // others, in vectors half as long, gain little, or lose
+      if (Avx2::is_here()) found = stored_block_of<Accumulator, GRADIENTS, Avx2>(p);
+    if (found) return found;
   }
 #endif
   return run_block<Accumulator, T, GRADIENTS>;

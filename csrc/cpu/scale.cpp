@@ -13,16 +13,26 @@ VAE_FAST_CLONES void scale_block(T* values, T factor, int64_t n) {
 }
 
 #if defined(VAE_FAST_TARGET)
-// Whole vectors of n numbers; how many that are is returned
-VAE_FAST_IN_LANES int64_t scale_stored(BFloat16* values, float factor, int64_t n) {
-  const int64_t whole = n - n % kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    float lanes[kLanes];
-    widen_lanes(values + i, lanes);
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] *= factor;
-    narrow_lanes(lanes, values + i);
+// Of n numbers whole vectors
+template <class PROCESSOR>
+struct ScaleStored {
+  static inline __attribute__((always_inline)) void run(Stored<PROCESSOR, BFloat16>* values, float factor, int64_t n) {
+    for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
+      float lanes[kLanes];
+      widen_lanes(values + i, lanes);
+      for (int lane = 0; lane < kLanes; ++lane) lanes[lane] *= factor;
+      narrow_lanes(lanes, values + i);
+    }
   }
-  return whole;
+};
+
+// How many of n numbers from the row's first on are scaled
+template <class PROCESSOR>
+int64_t scale_stored(const Matrix& m, int64_t row, float factor, int64_t n) {
+  if (!PROCESSOR::is_here() || m.type != ScalarType::BFloat16 || m.column_stride != 1 || factor == 0) return 0;
+  using Number = Stored<PROCESSOR, BFloat16>;
+  PROCESSOR::template run<ScaleStored<PROCESSOR>>(m.at<Number>(row, 0), factor, n);
+  return n - n % kLanes;
 }
 #endif
 
@@ -31,8 +41,10 @@ void scale_row(const Matrix& m, int64_t row, int64_t columns, T factor) {
   T buffer[kBlock];
   int64_t column = 0;
 #if defined(VAE_FAST_TARGET)
-  if constexpr (std::is_same_v<T, float>)
-    if (is_rounded_side_by_side(m) && factor != 0) column = scale_stored(m.at<BFloat16>(row, 0), factor, columns);
+  if constexpr (std::is_same_v<T, float>) {
+    column = scale_stored<Avx512>(m, row, factor, columns);
+    if (column == 0) column = scale_stored<Avx2>(m, row, factor, columns);
+  }
 #endif
   for (; column < columns; column += kBlock) {
     const int64_t n = std::min<int64_t>(kBlock, columns - column);
