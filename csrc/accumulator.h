@@ -8,8 +8,9 @@
 //                                                  kJoined observations, in one lane or joined
 //   kHeavy                                         whether a step takes so much that a GPU has no room for two at once
 //   kLight                                         whether a step takes so little that memory decides on every CPU
-//   kStored                                        whether a CPU has code of its own for observations in bfloat16 and bytes,
-//                                                  one without AVX-512 if the step is light; of one part, and not sparse
+//   kStored                                        whether a CPU has code of its own for observations in bfloat16 and bytes
+//                                                  (lanes.h; without AVX-512 if the step is light, too); of one part, and
+//                                                  not sparse
 //   kOptions                                       how many numbers, the same for all observations, choose its form
 //   kOfColumns                                     a bit for each parameter that is often one row for all: a GPU has
 //                                                  kernels for their gradients' sums

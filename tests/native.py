@@ -10,12 +10,12 @@ import torch
 
 CSRC = Path(__file__).parent.parent / "csrc"
 TORCH = Path(torch.__file__).parent / "include"
-FLAGS = "-std=c++17 -O2 -fno-math-errno -fno-trapping-math -ffp-contract=fast -shared -fPIC".split()
+FLAGS = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -shared -fPIC".split()
 
 
 def library(folder: Path, program: str, *flags: str) -> ctypes.CDLL:
     """The program, compiled with the kernels' flags and others. Skips the test where there is no compiler."""
-    compiler = shutil.which("c++") or shutil.which("g++")
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         pytest.skip("no C++ compiler")
     (folder / "program.cpp").write_text(program)

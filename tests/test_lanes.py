@@ -10,6 +10,7 @@ import torch
 
 PROGRAM = """
 #include "cpu/lanes.h"
+#if defined(VAE_FAST_TARGET)
 using namespace vae_fast;
 template <class FROM, class P>
 struct Widen {
@@ -30,7 +31,6 @@ struct Narrow {
 #define EACH(name, CODE, S, P) \\
   extern "C" void name##P(const char* from, char* to, long n) { P::run<CODE<S, P>>(from, to, n); }
 #define BOTH(name, CODE, S) EACH(name, CODE, S, Avx2) EACH(name, CODE, S, Avx512)
-#if defined(VAE_FAST_TARGET)
 BOTH(widen_float, Widen, float) BOTH(widen_half, Widen, BFloat16) BOTH(widen_count, Widen, uint8_t)
 BOTH(widen_intensity, Widen, Intensity) BOTH(widen_truth, Widen, Truth)
 BOTH(narrow_float, Narrow, float) BOTH(narrow_half, Narrow, BFloat16)
@@ -102,4 +102,5 @@ def test_floats(library, processor):
     found, expected = run(library, f"narrow_half{processor}", floats, torch.bfloat16), floats.bfloat16()
     subnormal = (floats.abs() < torch.finfo(torch.float32).tiny) & (processor == "Avx512")
     assert torch.equal(found.isnan(), expected.isnan()) and expected.isnan().sum() > 1000
-    assert ((found == expected) | expected.isnan() | subnormal).all()
+    same = found.view(torch.int16) == expected.view(torch.int16)
+    assert (same | expected.isnan() | (subnormal & (found == 0))).all()

@@ -54,11 +54,14 @@ def test_scales_that_observations_share(name, dtypes, shape, poisoned):
             assert_alike(widened(name, arguments, None, asked))
 
 
-def test_a_mean_that_is_what_a_byte_stands_for():
+@pytest.mark.parametrize("columns", [1, 15, 16, 128, 255])
+@pytest.mark.parametrize("each", [False, True], ids=["shared", "each"])
+def test_a_mean_that_is_what_a_byte_stands_for(each, columns):
     """Laplace's gradient is 0 there, which no multiply-add's unrounded product may change."""
-    x = torch.arange(256, dtype=U8).reshape(2, 128)
+    x = torch.arange(256 * columns).to(U8).reshape(256, columns)
     mean = x.float() * torch.tensor(1 / 255)
-    _, gradient, _ = torch.ops.vae_fast.laplace_nll(mean, torch.zeros(1, 1), x, None, None, 1)
+    log_scale = torch.zeros(x.shape if each else (1, 1))
+    _, gradient, _ = torch.ops.vae_fast.laplace_nll(mean, log_scale, x, None, None, 1 + 2 * each)
     assert (gradient == 0).all()
 
 

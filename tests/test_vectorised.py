@@ -53,7 +53,7 @@ OPERATION = r"\tv(?:fn?m(?:add|sub)\w+|mul|add|sub)"
 
 @pytest.fixture(scope="module")
 def functions():
-    """name -> instructions of each function of the library built for AVX-512."""
+    """name -> instructions of each function of the library built for AVX-512, and of what is stored for AVX2."""
     objdump = shutil.which("objdump")
     if objdump is None or not LIBRARY.exists():
         pytest.skip("needs objdump and the compiled library")

@@ -49,6 +49,9 @@ inline Tensor rows_of(const Tensor& t) {
   return t.dim() == 1 ? t.unsqueeze(1) : t.flatten(1);
 }
 
+// An incoming gradient, which may be sparse or undefined
+inline Tensor dense(const Tensor& t) { return t.defined() && t.layout() != at::kStrided ? t.to_dense() : t; }
+
 inline void check_differentiates_once() {
   TORCH_CHECK(!at::GradMode::is_enabled(),
               "vae_fast's operators differentiate once; for create_graph use `with vae_fast.backend('reference'):`");

@@ -156,9 +156,8 @@ struct OnePass : torch::autograd::Function<OnePass> {
     check_differentiates_once();
     const variable_list saved = ctx->get_saved_variables();  // throws where the graph was freed
     const Plan plan = Plan::of(ctx->saved_data["plan"].toInt());
-    Tensor dvalue = incoming[0];
+    const Tensor dvalue = dense(incoming[0]);
     variable_list result;
-    if (dvalue.defined() && dvalue.layout() != at::kStrided) dvalue = dvalue.to_dense();
     if (dvalue.defined()) result = in_shape(ctx, plan, gradients_of(ctx, plan, saved, dvalue));
     else result.resize(std::popcount(static_cast<uint64_t>(plan.asked)));
     result.resize(result.size() + 4);  // of what else `forward` takes

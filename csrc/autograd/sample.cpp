@@ -34,7 +34,7 @@ struct SampleKl : torch::autograd::Function<SampleKl> {
     int64_t asked = 0, edge = 0;
     for (int k = 0; k < 4; ++k)
       if (saved[k].defined() && ctx->needs_input_grad(edge++)) asked |= 1 << k;
-    Stack arguments{or_none(incoming[0]), of_kl ? IValue(incoming[1]) : IValue()};
+    Stack arguments{or_none(dense(incoming[0])), of_kl ? IValue(dense(incoming[1])) : IValue()};
     for (const Tensor& t : saved) arguments.push_back(or_none(t));
     arguments.emplace_back(asked);
     const Stack gradients = call(op, std::move(arguments));

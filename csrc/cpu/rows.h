@@ -518,12 +518,12 @@ template <int K>
 using Block = void (*)(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group);
 
 #if defined(VAE_FAST_TARGET)
-// The code for a block as it is stored; null where there is none
 template <template <class, int> class Accumulator, int GRADIENTS, class PROCESSOR, class P, class X, int K>
 constexpr Block<K> kRunStored =
     PROCESSOR::template run<StoredBlock<Accumulator, GRADIENTS, Stored<PROCESSOR, P>, Stored<PROCESSOR, X>, K>,
                             Rows<K>&, int64_t, int64_t, int, int64_t>;
 
+// The code for a block as it is stored; null where there is none
 template <template <class, int> class Accumulator, int GRADIENTS, class PROCESSOR, int K>
 Block<K> stored_block_of(const Rows<K>& p) {
   using A = Accumulator<float, kLanes>;
@@ -557,9 +557,9 @@ Block<K> block_of([[maybe_unused]] const Rows<K>& p) {
   using A = Accumulator<T, kLanes>;
   if constexpr (std::is_same_v<T, float> && A::kStored && GRADIENTS <= kOwn<A, T>) {
     Block<K> found = nullptr;
-    if (Avx512::is_here()) found = stored_block_of<Accumulator, GRADIENTS, Avx512>(p);
+    if (Avx512::is_served()) found = stored_block_of<Accumulator, GRADIENTS, Avx512>(p);
     if constexpr (A::kLight)  // others, in vectors half as long, gain little, or lose
-      if (Avx2::is_here()) found = stored_block_of<Accumulator, GRADIENTS, Avx2>(p);
+      if (Avx2::is_served()) found = stored_block_of<Accumulator, GRADIENTS, Avx2>(p);
     if (found) return found;
   }
 #endif

@@ -29,7 +29,7 @@ struct ScaleStored {
 // How many of n numbers from the row's first on are scaled
 template <class PROCESSOR>
 int64_t scale_stored(const Matrix& m, int64_t row, float factor, int64_t n) {
-  if (!PROCESSOR::is_here() || m.type != ScalarType::BFloat16 || m.column_stride != 1 || factor == 0) return 0;
+  if (!PROCESSOR::is_served() || m.type != ScalarType::BFloat16 || m.column_stride != 1 || factor == 0) return 0;
   using Number = Stored<PROCESSOR, BFloat16>;
   PROCESSOR::template run<ScaleStored<PROCESSOR>>(m.at<Number>(row, 0), factor, n);
   return n - n % kLanes;

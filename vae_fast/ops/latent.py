@@ -15,6 +15,7 @@ from vae_fast.ops.likelihoods import differentiate, empty_gradients, pair
 from vae_fast.ops.onepass import (
     Function,
     bare,
+    dense,
     differentiates_once,
     is_traced,
     one_pass,
@@ -137,6 +138,7 @@ class SampleKl(Function):
     def backward(ctx: Any, dz: Tensor | None, dkl: Tensor | None = None) -> Any:
         if dz is None and dkl is None:
             return (None,) * 6
+        dz, dkl = (t if t is None else dense(t) for t in (dz, dkl))
         mu, logvar, prior_mu, prior_logvar, *_ = ctx.needs_input_grad
         asked = mu | logvar << 1 | prior_mu << 2 | prior_logvar << 3
         with torch._C._AutoDispatchBelowAutograd():

@@ -43,6 +43,11 @@ def differentiates_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
     return wrapped
 
 
+def dense(incoming: Tensor) -> Tensor:
+    """An incoming gradient, which may be sparse."""
+    return incoming if incoming.layout is torch.strided else incoming.to_dense()
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd must see the call. True in forward mode too, where torch.autograd.Function raises."""
     if forward_ad._current_level >= 0:
@@ -181,8 +186,7 @@ class OnePass(Function):
         result: list[Tensor | None] = [None] * (1 + ctx.arity)
         if dvalue is None:
             return tuple(result)
-        if dvalue.layout is not torch.strided:
-            dvalue = dvalue.to_dense()
+        dvalue = dense(dvalue)
         if ctx.sums_rows and dvalue.dim() and dvalue.size(0) and _is_uniform(dvalue):
             dvalue = dvalue[0]  # of a sum or a mean over rows
         if ctx.gradients is None or (ctx.sums_rows and dvalue.dim()):
