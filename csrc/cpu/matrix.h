@@ -106,11 +106,6 @@ inline __attribute__((noinline)) void round_all(const float* from, BFloat16* to,
 }
 inline const bool kRoundsToBFloat16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("x86-64-v4"),
                   kHasAvx2Alone = __builtin_cpu_supports("x86-64-v3") && !__builtin_cpu_supports("x86-64-v4");
-
-// Whether results in float are so rounded
-inline bool is_rounded_side_by_side(const Matrix& m) {
-  return kRoundsToBFloat16 && m.type == ScalarType::BFloat16 && m.column_stride == 1;
-}
 #endif
 
 // n results, rounded to the operand's dtype
@@ -119,7 +114,8 @@ VAE_FAST_CLONES __attribute__((noinline)) void store(const T* from, const Matrix
                                                      int64_t n) {
 #if defined(VAE_FAST_TARGET)
   if constexpr (std::is_same_v<T, float>)
-    if (is_rounded_side_by_side(m)) return round_all(from, m.at<BFloat16>(row, column), n);
+    if (kRoundsToBFloat16 && m.type == ScalarType::BFloat16 && m.column_stride == 1)
+      return round_all(from, m.at<BFloat16>(row, column), n);
 #endif
   switch (m.type) {
     case ScalarType::Float: return narrow_all(from, m.at<float>(row, column), m.column_stride, n);
