@@ -9,8 +9,8 @@
 //   kHeavy                                         whether a step takes so much that a GPU has no room for two at once
 //   kLight                                         whether a step takes so little that memory decides on every CPU
 //   kStored                                        whether a CPU has code of its own for observations in bfloat16 and bytes
-//                                                  (lanes.h; without AVX-512 if the step is light, too); of one part, and
-//                                                  not sparse
+//                                                  (lanes.h; without AVX-512 if the step is light or in parts,
+//                                                  too); not sparse
 //   kOptions                                       how many numbers, the same for all observations, choose its form
 //   kOfColumns                                     a bit for each parameter that is often one row for all: a GPU has
 //                                                  kernels for their gradients' sums
@@ -23,7 +23,7 @@
 //                                                  block's steps after the other, since of short chains of operations a
 //                                                  processor runs more at once
 //   kCarried                                       how many numbers each of them but the last hands on
-//   prepare(seen, carried)                         such a part. It finds what was handed on so far behind the parameters,
+//   prepare(seen, x, carried)                      such a part. It finds what was handed on so far behind the parameters,
 //                                                  and by how many they are it is known
 //   complete(lane, seen, x, scale, gradients)      the last part, instead of step
 //   kSettled                                       if not 0, a CPU calls, at least every so many steps,

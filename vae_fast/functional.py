@@ -8,14 +8,14 @@ import operator
 import torch
 from torch import Tensor
 
-from vae_fast import checks, reference
+from vae_fast import reference
 from vae_fast.likelihoods import LIKELIHOODS, Options
 from vae_fast.operands import check_posterior, like, prior_rows, rows_of
 from vae_fast.ops import latent as _latent
 from vae_fast.ops import onepass as _onepass
 from vae_fast.ops.backend import use_reference
 from vae_fast.ops.onepass import is_plain_call
-from vae_fast.parts import checked_nll, nll, plain_nll, weighted_monte_carlo_kl
+from vae_fast.parts import nll, weighted_monte_carlo_kl
 from vae_fast.reference import Prior
 
 __all__ = [
@@ -262,17 +262,11 @@ def categorical_nll(
 
     Returns [B] in nats, float32 (float64 for float64 logits).
     """
-    entry = LIKELIHOODS["categorical"]
-    if class_dim in (1, -1):
-        value = plain_nll(entry, (logits,), x, weight, mask, channels_last=class_dim == -1)
-        if value is not None:
-            return value
-    checks.floating("categorical_nll", "logits", logits)
     if class_dim not in (1, -1):
         raise ValueError(f"categorical_nll: class_dim must be 1 or -1, got {class_dim}")
-    if class_dim == -1 and logits.dim() > 2:
-        logits = logits.movedim(-1, 1)
-    return checked_nll(entry, ("categorical_nll", "logits"), (logits,), x, weight, mask)
+    entry = LIKELIHOODS["categorical"]
+    names = ("categorical_nll", *entry.parameters)
+    return nll(entry, names, (logits,), x, weight, mask, channels_last=class_dim == -1)
 
 
 def discretized_logistic_mixture_nll(
@@ -309,18 +303,8 @@ def discretized_logistic_mixture_nll(
     entry, owner = LIKELIHOODS["discretized_logistic_mixture"], "discretized_logistic_mixture_nll"
     options = entry.chosen(owner, {"levels": levels, "x_range": x_range, "compat": compat})
     if isinstance(x, Tensor) and x.dim() > 1:
-        channels = x.shape[-1 if channels_last else 1]
-        value = plain_nll(entry, (parameters,), x, weight, mask, {"channels": channels, **options}, channels_last)
-        if value is not None:
-            return value
-    checks.floating(owner, "parameters", parameters)
-    checks.target(owner, x, entry.kind)
-    checks.second_axis(owner, "parameters", parameters, "[B, ..., C]" if channels_last else "[B, C, ...]")
-    checks.second_axis(owner, "x", x, "[B, ..., channels]" if channels_last else "[B, channels, ...]")
-    if channels_last:
-        parameters, x = parameters.movedim(-1, 1), x.movedim(-1, 1)
-    options = {"channels": x.shape[1], **options}
-    return checked_nll(entry, (owner, "parameters"), (parameters,), x, weight, mask, options)
+        options = {"channels": x.shape[-1 if channels_last else 1], **options}
+    return nll(entry, (owner, *entry.parameters), (parameters,), x, weight, mask, options, channels_last)
 
 
 def poisson_nll(

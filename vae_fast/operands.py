@@ -57,6 +57,21 @@ def observations(
     return tensors, rows_of(x), weight, mask if mask is None else rows_of(mask)
 
 
+def channels_first(
+    entry: Likelihood, names: Sequence[str], parameters: Sequence[Tensor | float], x: Tensor
+) -> tuple[Sequence[Tensor | float], Tensor]:
+    """The operands of a joint likelihood, [B, ..., C], as [B, C, ...], views; x too where it has channels."""
+    owner, name = names
+    first: Tensor = parameters[0]  # type: ignore[assignment]
+    checks.floating(owner, name, first)
+    checks.target(owner, x, entry.kind)
+    checks.second_axis(owner, name, first, "[B, ..., C]")
+    if entry.joint == "channels":
+        checks.second_axis(owner, "x", x, "[B, ..., channels]")
+        x = x.movedim(-1, 1)
+    return (first.movedim(-1, 1),), x
+
+
 def tensors_or_none(parameters: Sequence[Tensor | float]) -> list[Tensor | float | None]:
     """The parameters; after the first with tensors in place of the most usual numbers, None of others."""
     return [parameters[0], *(_NUMBERS.get(p) if type(p) is float else p for p in parameters[1:])]

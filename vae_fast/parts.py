@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vae_fast import checks, reference
 from vae_fast.likelihoods import Likelihood, Options
-from vae_fast.operands import check_posterior, observations, prior_rows, rows_of, tensors_or_none
+from vae_fast.operands import channels_first, check_posterior, observations, prior_rows, rows_of, tensors_or_none
 from vae_fast.ops import latent as _latent
 from vae_fast.ops import onepass as _onepass
 from vae_fast.ops.backend import use_reference
@@ -40,22 +40,20 @@ def nll(
     weight: Tensor | None,
     mask: Tensor | None,
     options: Options = _NONE,
+    channels_last: bool = False,
 ) -> Tensor:
-    """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors."""
-    value = plain_nll(entry, parameters, x, weight, mask, options)
-    return checked_nll(entry, names, parameters, x, weight, mask, options) if value is None else value
+    """-log p(x | parameters), [B], of any likelihood; `names`, of the caller and the parameters, speak in errors.
 
-
-def checked_nll(
-    entry: Likelihood,
-    names: Sequence[str],
-    parameters: Sequence[Tensor | float],
-    x: Tensor,
-    weight: Tensor | None,
-    mask: Tensor | None,
-    options: Options = _NONE,
-) -> Tensor:
-    """`nll` where C++ has not taken the operands."""
+    channels_last: of a joint likelihood, whose parameters are [B, ..., C], and x so if it has channels.
+    """
+    plain = NLL[entry.name].plain
+    if weight is None and mask is None and plain is not None:
+        given = _plain_arguments(entry, parameters, x, options)
+        value = None if given is None else plain(*given, None, None, channels_last)
+        if value is not None:
+            return value
+    if channels_last:
+        parameters, x = channels_first(entry, names, parameters, x)
     tensors, target, weight, mask = observations(entry, names, parameters, x, weight, mask, options)
     options, numbers, by_reference = entry.form(options, target)
     if use_reference(*tensors) or by_reference:
@@ -70,23 +68,6 @@ def checked_nll(
             joint=entry.joint is not None,
         )
     return _onepass.apply(NLL[entry.name], *tensors, target, *numbers, weight, mask)
-
-
-def plain_nll(
-    entry: Likelihood,
-    parameters: Sequence[Tensor | float],
-    x: Tensor,
-    weight: Tensor | None,
-    mask: Tensor | None,
-    options: Options = _NONE,
-    channels_last: bool = False,
-) -> Tensor | None:
-    """`nll` in most calls, whose operands C++ looks at; None leaves the rest, errors too, to the checks here."""
-    plain = NLL[entry.name].plain
-    if weight is not None or mask is not None or plain is None:
-        return None
-    given = _plain_arguments(entry, parameters, x, options)
-    return None if given is None else plain(*given, None, None, channels_last)
 
 
 def _plain_arguments(

@@ -112,57 +112,86 @@ constexpr int seen_by(int part) {
 template <class A, Call CALL>
 constexpr int kSeen = seen_by<A>(CALL == Call::kStep ? A::kParts - 1 : 0);
 
+// What kLanes observations are made of, which is stored as P and X, as T; in: where the parameters are then
+template <class A, class P, class X, class T>
+inline __attribute__((always_inline)) void widen_operands(const P* const* parameters, const X* x,
+                                                          T (&widened)[A::kParameters + 1][kLanes],
+                                                          const T* (&in)[A::kParameters]) {
+  for (int k = 0; k < A::kParameters; ++k) in[k] = widened[k];
+  for (int k = 0; k < kOwn<A, T>; ++k) widen_lanes(parameters[k], widened[k]);
+  widen_lanes(x, widened[A::kParameters]);
+}
+
+// A part, not the last, of the steps of kLanes consecutive observations, from place i of a piece on; P and X: what
+// parameters and x are stored as
+template <int PART, class A, class P, class X, class T>
+inline __attribute__((always_inline)) void prepare_lanes(const A& state, const P* const* parameters,
+                                                         T (*carried)[kPiece], int i, const X* x) {
+  constexpr int K = A::kParameters, S = seen_by<A>(PART), HANDED = A::kCarried[PART];
+  if constexpr (std::is_same_v<P, T> && std::is_same_v<X, T>) {
+#pragma GCC ivdep
+    for (int lane = 0; lane < kLanes; ++lane) {
+      T in[S], out[HANDED];
+      for (int k = 0; k < K; ++k) in[k] = is_own<A, T>(k) ? parameters[k][lane] : T(0);
+      for (int k = K; k < S; ++k) in[k] = carried[k - K][i + lane];
+      state.prepare(in, x[lane], out);
+      for (int k = 0; k < HANDED; ++k) carried[S - K + k][i + lane] = out[k];
+    }
+  } else {
+    T widened[K + 1][kLanes];
+    const T* in[K];
+    widen_operands<A>(parameters, x, widened, in);
+    prepare_lanes<PART>(state, in, carried, i, widened[K]);
+  }
+}
+
 // All parts of n <= kPiece steps but the last; n is a multiple of kLanes. Meanwhile memory fetches, of operands in
 // place, what the last part will write to and the next n observations: parts in turn would ask for it all at once, and
 // wait.
-template <int NEXT = 0, class A, class T>
-inline __attribute__((always_inline)) void prepare(const A& state, const T* const* parameters, T (*carried)[kPiece],
-                                                   const T* x, T* const* gradients, int n) {
-  if constexpr (NEXT + 1 < A::kParts) {
-    constexpr int K = A::kParameters, S = seen_by<A>(NEXT), HANDED = A::kCarried[NEXT];
+template <int PART = 0, class A, class P, class X, class T>
+inline __attribute__((always_inline)) void prepare(const A& state, const P* const* parameters, T (*carried)[kPiece],
+                                                   const X* x, P* const* gradients, int n) {
+  if constexpr (PART + 1 < A::kParts) {
+    constexpr int K = A::kParameters;
     for (int i = 0; i < n; i += kLanes) {
-      if constexpr (NEXT == 0)
+      if constexpr (PART == 0)
         for (int k = 0; k < kOwn<A, T>; ++k) __builtin_prefetch(gradients[k] + i, 1);
-      if constexpr (NEXT == A::kParts - 2) {
+      if constexpr (PART == A::kParts - 2) {
         __builtin_prefetch(x + n + i);
         for (int k = 0; k < kOwn<A, T>; ++k) __builtin_prefetch(parameters[k] + n + i);
       }
-#pragma GCC ivdep
-      for (int lane = 0; lane < kLanes; ++lane) {
-        T in[S], out[HANDED];
-        for (int k = 0; k < S; ++k) in[k] = is_own<A, T>(k) ? (k < K ? parameters[k] : carried[k - K])[i + lane] : T(0);
-        state.prepare(in, out);
-        for (int k = 0; k < HANDED; ++k) carried[S - K + k][i + lane] = out[k];
-      }
+      const P* from[K];
+      for (int k = 0; k < K; ++k) from[k] = parameters[k] + i;
+      prepare_lanes<PART>(state, from, carried, i, x + i);
     }
-    prepare<NEXT + 1>(state, parameters, carried, x, gradients, n);
+    prepare<PART + 1>(state, parameters, carried, x, gradients, n);
   }
 }
 
 // kLanes consecutive observations, and the gradients of the first GRADIENTS parameters; P and X: what parameters and x are
-// stored as
+// stored as; carried: what parts before handed on
 template <int GRADIENTS, Call CALL, class A, class P, class X, class T>
-inline __attribute__((always_inline)) void step_lanes(A& state, const P* const* seen, const X* x, P* const* gradients,
-                                                      T scale) {
+inline __attribute__((always_inline)) void step_lanes(A& state, const P* const* parameters, const X* x,
+                                                      P* const* gradients, T scale, const T* const* carried = nullptr) {
+  constexpr int K = A::kParameters, S = kSeen<A, CALL>;
   if constexpr (std::is_same_v<P, T> && std::is_same_v<X, T>) {
     VAE_FAST_BY_LANES
     for (int lane = 0; lane < kLanes; ++lane) {
-      T in[kSeen<A, CALL>], out[A::kParameters] = {};
-      for (int k = 0; k < kSeen<A, CALL>; ++k) in[k] = is_own<A, T>(k) ? seen[k][lane] : T(0);
-      if constexpr (kSeen<A, CALL> > A::kParameters) state.complete(lane, in, x[lane], scale, out);
+      T in[S], out[K] = {};
+      for (int k = 0; k < K; ++k) in[k] = is_own<A, T>(k) ? parameters[k][lane] : T(0);
+      for (int k = K; k < S; ++k) in[k] = carried[k - K][lane];
+      if constexpr (S > K) state.complete(lane, in, x[lane], scale, out);
       else if constexpr (CALL == Call::kStep) state.step(lane, in, x[lane], scale, out);
       else state.rest(lane, in, x[lane], scale, out);
       for (int k = 0; k < GRADIENTS; ++k) gradients[k][lane] = out[k];
     }
   } else {
-    constexpr int K = A::kParameters;
     T widened[K + 1][kLanes], found[K][kLanes];
     const T* in[K];
     T* out[K];
-    for (int k = 0; k < K; ++k) in[k] = widened[k], out[k] = found[k];
-    for (int k = 0; k < kOwn<A, T>; ++k) widen_lanes(seen[k], widened[k]);
-    widen_lanes(x, widened[K]);
-    step_lanes<GRADIENTS, CALL>(state, in, widened[K], out, scale);
+    for (int k = 0; k < K; ++k) out[k] = found[k];
+    widen_operands<A>(parameters, x, widened, in);
+    step_lanes<GRADIENTS, CALL>(state, in, widened[K], out, scale, carried);
     for (int k = 0; k < GRADIENTS; ++k) narrow_lanes(found[k], gradients[k]);
   }
 }
@@ -223,12 +252,12 @@ inline __attribute__((always_inline)) void take_steps(A& state, const P* const* 
     for (int k = 0; k < K; ++k) from[k] = parameters[k] + begin, to[k] = gradients[k] + begin;
     if constexpr (S > K) prepare(state, from, carried, x + begin, to, length);
     const auto step = [&](int i) __attribute__((always_inline)) {
-      const P* seen[S];
+      const P* seen[K];
       P* out[K];
+      const T* handed[S - K + 1];
       for (int k = 0; k < K; ++k) seen[k] = from[k] + i, out[k] = to[k] + i;
-      if constexpr (S > K)
-        for (int k = K; k < S; ++k) seen[k] = carried[k - K] + i;
-      step_lanes<GRADIENTS, Call::kStep>(state, seen, x + begin + i, out, scale);
+      for (int k = K; k < S; ++k) handed[k - K] = carried[k - K] + i;
+      step_lanes<GRADIENTS, Call::kStep>(state, seen, x + begin + i, out, scale, handed);
       settle_after(state, i);
     };
     if constexpr (A::kLight && !std::is_same_v<F, NothingBetween>) {
@@ -420,7 +449,8 @@ VAE_FAST_CLONES void run_block(Rows<K>& p, int64_t row, int64_t column, int n, i
   for (int k = 0; k < K; ++k) {
     const Gradient& g = p.gradients[k];
     target[k] = g.direct() ? destination(g.to, row, column, buffers[k]) : buffers[k];
-    if (g.past_caches && A::kParts == 1 && target[k] != buffers[k] && !p.mask.data && !zeroed) {
+    const bool may_stream = k < GRADIENTS && (A::kParts == 1 || !A::kSparse);
+    if (may_stream && g.past_caches && target[k] != buffers[k] && !p.mask.data && !zeroed) {
       streams[k] = {buffers[k], target[k]};
       target[k] = buffers[k];
     } else if (g.direct() && (target[k] == buffers[k] || p.mask.data || in_place)) {
@@ -469,7 +499,7 @@ template <template <class, int> class Accumulator, int GRADIENTS, class P, class
 struct StoredBlock {
   static inline __attribute__((always_inline)) void run(Rows<K>& p, int64_t row, int64_t column, int n, int64_t group) {
     using A = Accumulator<float, kLanes>;
-    static_assert(A::kParts == 1 && !A::kSparse);
+    static_assert(!A::kSparse);
     constexpr int N = kStaged<A, float>;
     const auto scale = static_cast<float>(p.row_weight(row) * p.scale);
     if (scale == 0) return run_block<Accumulator, float, GRADIENTS>(p, row, column, n, group);
@@ -549,7 +579,7 @@ Block<K> block_of([[maybe_unused]] const Rows<K>& p) {
   if constexpr (std::is_same_v<T, float> && A::kStored && GRADIENTS <= kOwn<A, T>) {
     Block<K> found = nullptr;
     if (Avx512::is_served()) found = stored_block_of<Accumulator, GRADIENTS, Avx512>(p);
-    if constexpr (A::kLight)  // others, in vectors half as long, gain little, or lose
+    if constexpr (A::kLight || A::kParts > 1)  // long chains, in vectors half as long, gain little, or lose
       if (Avx2::is_served()) found = stored_block_of<Accumulator, GRADIENTS, Avx2>(p);
     if (found) return found;
   }

@@ -99,16 +99,32 @@ VAE_FAST_FN LogisticBin<T> logistic_bin(const Levels<T>& levels, T centre, T dif
 // The logarithm is shared as Bernoulli's is: 1 + q is at most 8.2.
 template <class T, int LANES>
 struct DiscretizedLogistic : Defaults {
-  static constexpr int kParameters = 2, kOptions = 3, kJoined = 40;
+  static constexpr int kParameters = 2, kOptions = 3, kJoined = 40, kParts = 3, kCarried[] = {3, 2};
   static constexpr bool kHeavy = true, kCounts = true, kPixels = true, kLosesNaN = true, kStored = true;
   Levels<T> levels;
   T linear[LANES] = {}, q[LANES] = {};
 
   VAE_FAST_FN explicit DiscretizedLogistic(const T* options) : levels(options) {}
+  VAE_FAST_FN T difference(T mean, T centre) const { return multiply_add(-levels.steps, mean, centre); }
+
+  // The bin's centre, its distance, the scale; then the edges' exponentials
+  VAE_FAST_FN void prepare(const T (&parameters)[2], T x, T (&carried)[3]) const {
+    carried[0] = levels.centre(x);
+    carried[1] = difference(parameters[0], carried[0]);
+    carried[2] = exp_bounded(-parameters[1]);
+  }
+  VAE_FAST_FN void prepare(const T (&seen)[5], T, T (&carried)[2]) const {
+    const LogisticBinEdges<T> edges(levels, seen[2], seen[3], seen[4]);
+    carried[0] = edges.exp_n(), carried[1] = edges.exp_minor(seen[3]);
+  }
+  VAE_FAST_FN void complete(int lane, const T (&seen)[7], T, T scale, T (&gradients)[2]) {
+    add(lane, logistic_bin(levels, seen[2], seen[3], seen[1], seen[4], seen[5], seen[6]), scale, gradients);
+  }
   VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T scale, T (&gradients)[2]) {
     const T centre = levels.centre(x);
-    const T difference = multiply_add(-levels.steps, parameters[0], centre);
-    const LogisticBin<T> bin = logistic_bin(levels, centre, difference, parameters[1]);
+    add(lane, logistic_bin(levels, centre, difference(parameters[0], centre), parameters[1]), scale, gradients);
+  }
+  VAE_FAST_FN void add(int lane, const LogisticBin<T>& bin, T scale, T (&gradients)[2]) {
     linear[lane] += bin.linear;
     q[lane] = q[lane] * bin.q + (q[lane] + bin.q);
     gradients[0] = scale * bin.by_mean;

@@ -70,13 +70,13 @@ struct ZeroInflatedNegativeBinomial : NegativeBinomial<T, LANES> {
       : NegativeBinomial<T, LANES>(options, library), q{}, settled_q{} {}
 
   // Of zeros: the negative binomial's, then the powers of its causes
-  VAE_FAST_FN void prepare(const T (&parameters)[4], T (&carried)[3]) const {
+  VAE_FAST_FN void prepare(const T (&parameters)[4], T, T (&carried)[3]) const {
     const Dispersed<T> d = this->observe(parameters[0], parameters[1], T(0));
     carried[0] = d.zero_nll();
     carried[1] = d.zero_slope() * choose(this->log_mu, d.mu, T(1));
     carried[2] = d.deviance * choose(this->log_theta, d.theta, T(1));
   }
-  VAE_FAST_FN void prepare(const T (&seen)[7], T (&carried)[3]) const {
+  VAE_FAST_FN void prepare(const T (&seen)[7], T, T (&carried)[3]) const {
     const T l = seen[2], nll = seen[4];
     const Causes<T> causes = causes_of(l, nll, lift_of(l, nll));
     carried[0] = causes.side, carried[1] = causes.power, carried[2] = causes.rest;
