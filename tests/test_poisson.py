@@ -139,3 +139,14 @@ def test_mean_and_sample():
         x = entry.sample(rate, torch.Generator().manual_seed(1), log_rate=log_rate)
         assert entry.mean(rate, log_rate=log_rate)[0].item() == pytest.approx(mean)
         assert x.mean().item() == pytest.approx(mean, rel=0.01) and x.var().item() == pytest.approx(mean, rel=0.03)
+
+
+def test_draws_of_means_that_int64_does_not_hold():
+    entry, rate = LIKELIHOODS["poisson"], torch.tensor([[40.0, 43.6, 44.0, 60.0, 88.0, 100.0]])
+    for rates in (rate, rate.double()):
+        torch.testing.assert_close(
+            entry.sample(rates, torch.Generator().manual_seed(1)), entry.mean(rates), rtol=1e-6, atol=0
+        )
+    assert entry.mean(rate)[0, -1] == torch.inf
+    with pytest.raises(RuntimeError, match="rate"):
+        entry.sample(torch.full((1, 1), torch.nan))

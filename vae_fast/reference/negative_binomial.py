@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.reference.gamma import log1p_minus, stirling
-from vae_fast.reference.poisson import counted
+from vae_fast.reference.poisson import counted, poisson_drawn
 
 
 def negative_binomial(
@@ -56,4 +56,4 @@ def negative_binomial_sample(
     """A Poisson variable whose rate is a Gamma variable of mean m and shape theta."""
     m = negative_binomial_mean(mu, theta, library, log_mu=log_mu)
     t = (torch.exp(theta) if log_theta else theta).expand(m.shape)
-    return torch.poisson(m * torch._standard_gamma(t, generator=generator) / t, generator=generator)
+    return poisson_drawn(m * torch._standard_gamma(t, generator=generator) / t, generator)

@@ -32,4 +32,10 @@ def poisson_mean(rate: Tensor, *, log_rate: float = 1.0) -> Tensor:
 
 
 def poisson_sample(rate: Tensor, generator: torch.Generator | None = None, *, log_rate: float = 1.0) -> Tensor:
-    return torch.poisson(poisson_mean(rate, log_rate=log_rate), generator=generator)
+    return poisson_drawn(poisson_mean(rate, log_rate=log_rate), generator)
+
+
+def poisson_drawn(mean: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Counts of that mean; beyond what int64, in which torch counts, holds, the mean: the spread is 5e-10 of it."""
+    large = mean > 2.0**62
+    return torch.where(large, mean, torch.poisson(torch.where(large, 0, mean), generator=generator))
