@@ -296,7 +296,7 @@ VAE_FAST_FN float exp_finite(float v) {
   return v == v ? 2.f * (detail::expm1_near(f) * scale + scale) : v;
 #endif
 }
-VAE_FAST_FN double exp_finite(double v) { return std::exp(v < 709. ? v : 709.); }
+VAE_FAST_FN double exp_finite(double v) { return std::exp(v > 709. ? 709. : v); }
 
 // e^v; below -86 the result stays at e^-86 (GPU: 0 from -87 on)
 VAE_FAST_FN float exp(float v) {
@@ -483,7 +483,7 @@ VAE_FAST_FN float exp_bounded(float v) {
   return v == v ? detail::expm1_near(f) * scale + scale : v;
 #endif
 }
-VAE_FAST_FN double exp_bounded(double v) { return std::exp(v < 69. ? v : 69.); }
+VAE_FAST_FN double exp_bounded(double v) { return std::exp(v > 69. ? 69. : v); }
 
 // 1 - (1 - e^-a) / a for 0 <= a <= 1/2, what the mean of e^-v, v from 0 to a, lacks of 1
 VAE_FAST_FN float decay_deficit(float a) {

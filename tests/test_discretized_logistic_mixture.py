@@ -198,10 +198,12 @@ def test_what_is_masked_is_not_used(layout):
     assert (spoilt.grad[~used.expand_as(spoilt)] == 0).all()
 
 
-def test_nan_stays_in_its_pixel():
+@pytest.mark.parametrize("plane", [1, 2, 5, 6], ids=["logit", "mean", "log-scale", "coefficient"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_nan_stays_in_its_pixel(dtype, plane):
     parameters, x = mixture(3, 2, 3, 75)
-    parameters[1, 5, 40] = math.nan
-    parameters = leaf(parameters)
+    parameters[1, plane, 40] = math.nan
+    parameters = leaf(parameters.to(dtype))
     nll = vae_fast.discretized_logistic_mixture_nll(parameters, x)
     nll.sum().backward()
     assert nll.isnan().tolist() == [False, True, False]

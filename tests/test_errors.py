@@ -163,10 +163,15 @@ CASES = {
         "ELBOLoss: beta must be a number or a 0-dim floating point tensor without grad, got float32 [3]",
     ),
     "assigned beta": (
-        lambda: setattr(ELBOLoss(), "beta", torch.nn.Parameter(torch.ones(()))),
+        lambda: setattr(ELBOLoss(), "beta", torch.ones((), requires_grad=True)),
         ValueError,
         "ELBOLoss: beta must be a number or a 0-dim floating point tensor without grad, "
         "got float32 [] that requires grad",
+    ),
+    "beta as a parameter": (
+        lambda: setattr(ELBOLoss(), "beta", torch.nn.Parameter(torch.ones(()), requires_grad=False)),
+        TypeError,
+        "ELBOLoss: beta must be a number or a tensor, got a Parameter; pass beta.detach()",
     ),
     "integer beta": (
         lambda: setattr(ELBOLoss(), "beta", torch.tensor(1)),

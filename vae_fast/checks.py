@@ -50,6 +50,8 @@ def same_device(owner: str, a: str, first: Tensor, b: str, second: Tensor) -> No
 def planes(owner: str, name: str, p: Tensor, x: Tensor, channels: int | None) -> None:
     """p is [B, C, ...] and x [B, ...], or [B, channels, ...]."""
     second_axis(owner, name, p, "[B, C, ...]")
+    if channels is not None:
+        second_axis(owner, "x", x, "[B, channels, ...]")
     expected = [p.shape[0], *([] if channels is None else [channels]), *p.shape[2:]]
     if list(x.shape) == expected:
         return
@@ -164,7 +166,9 @@ def pair(owner: str, prior: object) -> None:
 
 
 def beta(owner: str, value: float | Tensor) -> None:
-    """A number or a 0-dim tensor, not negative, without grad."""
+    """A number or a 0-dim tensor, not negative, without grad; no parameter, which an optimiser would drive to 0."""
+    if isinstance(value, torch.nn.Parameter):
+        raise TypeError(f"{owner}: beta must be a number or a tensor, got a Parameter; pass beta.detach()")
     if not isinstance(value, Tensor):
         if not is_number(value):
             expected = "a number or a 0-dim floating point tensor without grad"

@@ -76,11 +76,14 @@ class VAE(nn.Module):
         """The weight of the KL."""
         return self.objective.beta
 
+    @beta.setter
+    def beta(self, value: float | Tensor) -> None:
+        self.objective.beta = value
+
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "beta":  # no setter of a property: nn.Module looks for parameters before it
-            self.objective.beta = value
-        else:
-            super().__setattr__(name, value)
+        if name == "beta" and isinstance(value, nn.Parameter):  # which nn.Module takes before properties
+            checks.beta("VAE", value)
+        super().__setattr__(name, value)
 
     def forward(
         self,

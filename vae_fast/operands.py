@@ -68,8 +68,8 @@ def channels_first(
     checks.second_axis(owner, name, first, "[B, ..., C]")
     if entry.joint == "channels":
         checks.second_axis(owner, "x", x, "[B, ..., channels]")
-        x = x.movedim(-1, 1)
-    return (first.movedim(-1, 1),), x
+        x = x.movedim(-1, 1) if x.dim() > 2 else x
+    return (first.movedim(-1, 1) if first.dim() > 2 else first,), x
 
 
 def tensors_or_none(parameters: Sequence[Tensor | float]) -> list[Tensor | float | None]:

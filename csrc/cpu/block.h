@@ -148,14 +148,14 @@ inline __attribute__((always_inline)) void prepare_lanes(const A& state, const P
 // All parts of n <= kPiece steps but the last; n is a multiple of kLanes. Meanwhile memory fetches, of operands in
 // place, what the last part will write to and the next n observations: parts in turn would ask for it all at once, and
 // wait.
-template <int PART = 0, class A, class P, class X, class T>
+template <int GRADIENTS, int PART = 0, class A, class P, class X, class T>
 inline __attribute__((always_inline)) void prepare(const A& state, const P* const* parameters, T (*carried)[kPiece],
                                                    const X* x, P* const* gradients, int n) {
   if constexpr (PART + 1 < A::kParts) {
     constexpr int K = A::kParameters;
     for (int i = 0; i < n; i += kLanes) {
       if constexpr (PART == 0)
-        for (int k = 0; k < kOwn<A, T>; ++k) __builtin_prefetch(gradients[k] + i, 1);
+        for (int k = 0; k < std::min(GRADIENTS, kOwn<A, T>); ++k) __builtin_prefetch(gradients[k] + i, 1);
       if constexpr (PART == A::kParts - 2) {
         __builtin_prefetch(x + n + i);
         for (int k = 0; k < kOwn<A, T>; ++k) __builtin_prefetch(parameters[k] + n + i);
@@ -164,7 +164,7 @@ inline __attribute__((always_inline)) void prepare(const A& state, const P* cons
       for (int k = 0; k < K; ++k) from[k] = parameters[k] + i;
       prepare_lanes<PART>(state, from, carried, i, x + i);
     }
-    prepare<PART + 1>(state, parameters, carried, x, gradients, n);
+    prepare<GRADIENTS, PART + 1>(state, parameters, carried, x, gradients, n);
   }
 }
 
@@ -250,7 +250,7 @@ inline __attribute__((always_inline)) void take_steps(A& state, const P* const* 
     const P* from[K];
     P* to[K];
     for (int k = 0; k < K; ++k) from[k] = parameters[k] + begin, to[k] = gradients[k] + begin;
-    if constexpr (S > K) prepare(state, from, carried, x + begin, to, length);
+    if constexpr (S > K) prepare<GRADIENTS>(state, from, carried, x + begin, to, length);
     const auto step = [&](int i) __attribute__((always_inline)) {
       const P* seen[K];
       P* out[K];
@@ -510,7 +510,7 @@ struct StoredBlock {
     Stream streams[K];
     Ahead<2 * K + 1> ahead;
     const Position next = p.position_ahead(row, column, n);
-    const bool in_place = p.is_asked_for_in_place();
+    const bool in_place = A::kParts == 1 && p.is_asked_for_in_place();
     for (int k = 0; k < K; ++k) {
       const Gradient& g = p.gradients[k];
       asked[k] = g.to.data;
@@ -579,7 +579,7 @@ Block<K> block_of([[maybe_unused]] const Rows<K>& p) {
   if constexpr (std::is_same_v<T, float> && A::kStored && GRADIENTS <= kOwn<A, T>) {
     Block<K> found = nullptr;
     if (Avx512::is_served()) found = stored_block_of<Accumulator, GRADIENTS, Avx512>(p);
-    if constexpr (A::kLight || A::kParts > 1)  // long chains, in vectors half as long, gain little, or lose
+    if constexpr (A::kLight || A::kParts > 1)  // one long chain, in vectors half as long, gains little, or loses
       if (Avx2::is_served()) found = stored_block_of<Accumulator, GRADIENTS, Avx2>(p);
     if (found) return found;
   }

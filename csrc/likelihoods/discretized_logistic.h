@@ -105,12 +105,12 @@ struct DiscretizedLogistic : Defaults {
   T linear[LANES] = {}, q[LANES] = {};
 
   VAE_FAST_FN explicit DiscretizedLogistic(const T* options) : levels(options) {}
-  VAE_FAST_FN T difference(T mean, T centre) const { return multiply_add(-levels.steps, mean, centre); }
+  VAE_FAST_FN T away(T mean, T centre) const { return multiply_add(-levels.steps, mean, centre); }
 
   // The bin's centre, its distance, the scale; then the edges' exponentials
   VAE_FAST_FN void prepare(const T (&parameters)[2], T x, T (&carried)[3]) const {
     carried[0] = levels.centre(x);
-    carried[1] = difference(parameters[0], carried[0]);
+    carried[1] = away(parameters[0], carried[0]);
     carried[2] = exp_bounded(-parameters[1]);
   }
   VAE_FAST_FN void prepare(const T (&seen)[5], T, T (&carried)[2]) const {
@@ -122,7 +122,7 @@ struct DiscretizedLogistic : Defaults {
   }
   VAE_FAST_FN void step(int lane, const T (&parameters)[2], T x, T scale, T (&gradients)[2]) {
     const T centre = levels.centre(x);
-    add(lane, logistic_bin(levels, centre, difference(parameters[0], centre), parameters[1]), scale, gradients);
+    add(lane, logistic_bin(levels, centre, away(parameters[0], centre), parameters[1]), scale, gradients);
   }
   VAE_FAST_FN void add(int lane, const LogisticBin<T>& bin, T scale, T (&gradients)[2]) {
     linear[lane] += bin.linear;

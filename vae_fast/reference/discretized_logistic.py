@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-_LARGEST_INVERSE = 69.0  # e^-s is e^69 at most: products with it stay finite
+from vae_fast.reference.elementary import exp_finite
+
+_LARGEST_EXPONENT = 69.0  # e^-s is e^69 at most: products with it stay finite
 # What trained models were trained with: smallest log-scale, where the upper bin begins, least difference's logarithm
 COMPATIBLE = {"pixelcnn++": (-7.0, 0.999, 1e-12), "nvae": (-8.0, 0.99, 1e-10)}
 
@@ -36,7 +38,7 @@ def discretized_logistic(
         return _approximate(mean, log_scale, value, levels, *COMPATIBLE[compat])
     steps = levels - 1
     level = nearest_level(x, levels, x_low, x_high)
-    inverse = torch.exp((-log_scale).clamp(max=_LARGEST_INVERSE)) / steps
+    inverse = exp_finite(-log_scale, _LARGEST_EXPONENT) / steps
     difference = 2 * level - steps - steps * mean  # of the bin's centre and the mean, in units of w
     a, b = (difference - 1) * inverse, (difference + 1) * inverse
     below, above = F.logsigmoid(b), F.logsigmoid(-a)
@@ -81,7 +83,7 @@ def discretized_logistic_mean(
 ) -> Tensor:
     """E[x] = x_low + (x_high - x_low) / (levels - 1) * sum of P(level >= k), k = 1 to levels - 1."""
     steps = int(levels) - 1
-    inverse = torch.exp((-log_scale).clamp(max=_LARGEST_INVERSE))
+    inverse = exp_finite(-log_scale, _LARGEST_EXPONENT)
     level = checkpoint(_expected_level, mean, inverse, steps, use_reentrant=False, preserve_rng_state=False)
     return x_low + level * ((x_high - x_low) / steps)
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from vae_fast.reference.elementary import exp_finite
 from vae_fast.reference.philox import normals
 
 Prior = tuple[Tensor, Tensor]
@@ -32,7 +33,7 @@ def _expm1_minus(v: Tensor) -> Tensor:
 
 def _precision_root(logvar: Tensor) -> Tensor:
     """e^(-logvar/2), 1 / sigma; the largest number where that would overflow."""
-    return torch.exp((-logvar / 2).clamp(max=math.log(torch.finfo(logvar.dtype).max)))
+    return exp_finite(-logvar / 2)
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> Tensor:
