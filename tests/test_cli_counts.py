@@ -212,7 +212,8 @@ def test_layers_and_columns_of_h5ad(here: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_h5ad_as_anndata_writes_it(here: Path) -> None:
-    anndata = pytest.importorskip("anndata")
+    import anndata
+
     x, y = cells(20)
     table = anndata.AnnData(scipy.sparse.csr_matrix(x.astype(np.float32)))
     table.layers["counts"] = x

@@ -171,7 +171,7 @@ CASES = {
     "beta as a parameter": (
         lambda: setattr(ELBOLoss(), "beta", torch.nn.Parameter(torch.ones(()), requires_grad=False)),
         TypeError,
-        "ELBOLoss: beta must be a number or a tensor, got a Parameter; pass beta.detach()",
+        "ELBOLoss: beta must be a number or a plain tensor, got a Parameter; pass beta.detach()",
     ),
     "integer beta": (
         lambda: setattr(ELBOLoss(), "beta", torch.tensor(1)),

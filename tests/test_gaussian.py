@@ -1,5 +1,6 @@
 """gaussian_nll against the float64 reference, for every way in which the log-variance can be shared."""
 
+import contextlib
 import math
 
 import pytest
@@ -75,6 +76,19 @@ def test_fixed_variance_counts_its_constant():
     assert vae_fast.gaussian_nll(mean, x, logvar=math.log(4)).item() == pytest.approx(
         10 / 8 + 5 * math.log(2 * math.pi * 4), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_scale_that_is_0_to_every_dtype(dtype):
+    """The mean hits x: no infinity times 0, in kernels or in the reference."""
+    mean, low = leaf(torch.zeros(1, 3, dtype=dtype)), torch.full((1, 3), -2000.0, dtype=dtype)
+    for backend in (contextlib.nullcontext(), vae_fast.backend("reference")):
+        with backend:
+            nll = vae_fast.gaussian_nll(mean, mean.detach(), logvar=low)
+            nll = nll + vae_fast.laplace_nll(mean, mean.detach(), log_scale=low)
+            (gradient,) = torch.autograd.grad(nll, mean)
+        assert nll.item() == pytest.approx(3 * (-3000 + 0.5 * math.log(2 * math.pi) + math.log(2)))
+        assert gradient.tolist() == [[0, 0, 0]]
 
 
 def test_finite_wherever_the_true_value_is():

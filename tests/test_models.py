@@ -396,8 +396,10 @@ def test_beta_is_the_objective_s():
     assert out.loss.item() == pytest.approx(out.nll.mean().item(), rel=1e-6)
     with pytest.raises(ValueError, match="beta must not be negative"):
         model.beta = -1.0
-    with pytest.raises(TypeError, match="VAE: beta must be a number or a tensor, got a Parameter"):
+    with pytest.raises(TypeError, match="VAE: beta must be a number or a plain tensor, got a Parameter"):
         model.beta = nn.Parameter(torch.ones(()))
+    with pytest.raises(TypeError, match=r"VAE: beta must be a number .*, got Linear"):
+        model.beta = nn.Linear(1, 1)
 
 
 def test_noise_from_a_seed_or_a_generator():

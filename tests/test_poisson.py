@@ -143,6 +143,7 @@ def test_mean_and_sample():
 
 def test_draws_of_means_that_int64_does_not_hold():
     entry, rate = LIKELIHOODS["poisson"], torch.tensor([[40.0, 43.6, 44.0, 60.0, 88.0, 100.0]])
+    assert entry.sample(rate.half()).isinf().all()  # as the means are
     for rates in (rate, rate.double()):
         torch.testing.assert_close(
             entry.sample(rates, torch.Generator().manual_seed(1)), entry.mean(rates), rtol=1e-6, atol=0

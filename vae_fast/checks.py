@@ -166,9 +166,9 @@ def pair(owner: str, prior: object) -> None:
 
 
 def beta(owner: str, value: float | Tensor) -> None:
-    """A number or a 0-dim tensor, not negative, without grad; no parameter, which an optimiser would drive to 0."""
+    """A number or a 0-dim tensor, not negative, without grad; no parameter, which a module would keep as one."""
     if isinstance(value, torch.nn.Parameter):
-        raise TypeError(f"{owner}: beta must be a number or a tensor, got a Parameter; pass beta.detach()")
+        raise TypeError(f"{owner}: beta must be a number or a plain tensor, got a Parameter; pass beta.detach()")
     if not isinstance(value, Tensor):
         if not is_number(value):
             expected = "a number or a 0-dim floating point tensor without grad"

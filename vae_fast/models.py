@@ -81,7 +81,7 @@ class VAE(nn.Module):
         self.objective.beta = value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "beta" and isinstance(value, nn.Parameter):  # which nn.Module takes before properties
+        if name == "beta":  # parameters and modules nn.Module takes before properties
             checks.beta("VAE", value)
         super().__setattr__(name, value)
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def exp_finite(v: Tensor, most: float | None = None) -> Tensor:
-    """e^v, and e^most beyond, by default the largest number. No clamp, which would lose a NaN on its way to the
+    """e^min(v, most), by default the largest number but some ulp. No clamp, which would lose a NaN on its way to the
     gradient."""
-    limit = math.log(torch.finfo(v.dtype).max) if most is None else most
+    kind = torch.finfo(v.dtype)
+    limit = math.log(kind.max) * (1 - kind.eps) if most is None else most  # rounded up, e^limit would be infinite
     return torch.exp(torch.where(v > limit, limit, v))

@@ -36,6 +36,7 @@ def poisson_sample(rate: Tensor, generator: torch.Generator | None = None, *, lo
 
 
 def poisson_drawn(mean: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Counts of that mean; beyond what int64, in which torch counts, holds, the mean: the spread is 5e-10 of it."""
-    large = mean > 2.0**62
+    """Counts of that mean; beyond what int64, in which torch counts on a CPU, holds, the mean: the spread is 5e-10 of
+    it."""
+    large = mean.float() > 2.0**62  # which half precision doesn't hold
     return torch.where(large, mean, torch.poisson(torch.where(large, 0, mean), generator=generator))
