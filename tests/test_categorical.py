@@ -222,6 +222,11 @@ ERRORS = {
         TypeError,
         "categorical_nll: logits must be float32, bfloat16, float16 or float64, got int64",
     ),
+    "logits of integers and class_dim": (
+        lambda logits, x: vae_fast.categorical_nll(x, x, class_dim=2),
+        TypeError,
+        "categorical_nll: logits must be float32, bfloat16, float16 or float64, got int64",
+    ),
     "mask": (
         lambda logits, x: vae_fast.categorical_nll(logits, x, mask=torch.ones(2, 5, 3, dtype=torch.bool)),
         ValueError,

@@ -8,7 +8,7 @@ import operator
 import torch
 from torch import Tensor
 
-from vae_fast import reference
+from vae_fast import checks, reference
 from vae_fast.likelihoods import LIKELIHOODS, Options
 from vae_fast.operands import check_posterior, like, prior_rows, rows_of
 from vae_fast.ops import latent as _latent
@@ -263,6 +263,7 @@ def categorical_nll(
     Returns [B] in nats, float32 (float64 for float64 logits).
     """
     if class_dim not in (1, -1):
+        checks.floating("categorical_nll", "logits", logits)
         raise ValueError(f"categorical_nll: class_dim must be 1 or -1, got {class_dim}")
     entry = LIKELIHOODS["categorical"]
     names = ("categorical_nll", *entry.parameters)
