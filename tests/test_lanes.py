@@ -1,4 +1,4 @@
-"""Numbers as they are stored, to floats and back, in registers of either width: a processor takes one of the two."""
+"""Numbers as they are stored, to floats and back, in registers, by the code for each kind of processor."""
 
 import ctypes
 from pathlib import Path
@@ -30,15 +30,19 @@ struct Narrow {
 };
 #define EACH(name, CODE, S, P) \\
   extern "C" void name##P(const char* from, char* to, long n) { P::run<CODE<S, P>>(from, to, n); }
-#define BOTH(name, CODE, S) EACH(name, CODE, S, Avx2) EACH(name, CODE, S, Avx512)
-BOTH(widen_float, Widen, float) BOTH(widen_half, Widen, BFloat16) BOTH(widen_count, Widen, uint8_t)
-BOTH(widen_intensity, Widen, Intensity) BOTH(widen_truth, Widen, Truth)
-BOTH(narrow_float, Narrow, float) BOTH(narrow_half, Narrow, BFloat16)
+#define ALL(name, CODE, S) EACH(name, CODE, S, Avx2) EACH(name, CODE, S, Avx512) EACH(name, CODE, S, Avx512Bf16)
+ALL(widen_float, Widen, float) ALL(widen_half, Widen, BFloat16) ALL(widen_count, Widen, uint8_t)
+ALL(widen_intensity, Widen, Intensity) ALL(widen_truth, Widen, Truth)
+ALL(narrow_float, Narrow, float) ALL(narrow_half, Narrow, BFloat16)
 #endif
 """
 CPU = Path("/proc/cpuinfo")
 FLAGS = set(CPU.read_text().split()) if CPU.exists() else set()
-NEEDED = {"Avx2": {"avx2", "fma", "f16c", "movbe", "bmi2"}, "Avx512": {"avx512_bf16", "avx512bw", "avx512vl"}}
+NEEDED = {
+    "Avx2": {"avx2", "fma", "f16c", "movbe", "bmi2"},
+    "Avx512": {"avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "Avx512Bf16": {"avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16"},
+}
 
 pytestmark = pytest.mark.parametrize(
     "processor",
@@ -84,7 +88,7 @@ def test_all_halves(library, processor):
     floats = run(library, f"widen_half{processor}", given, torch.float32)
     assert torch.equal(floats.nan_to_num(7e7), given.float().nan_to_num(7e7))
     back = run(library, f"narrow_half{processor}", floats, torch.bfloat16)
-    subnormal = (floats.abs() < torch.finfo(torch.float32).tiny) & (processor == "Avx512")
+    subnormal = (floats.abs() < torch.finfo(torch.float32).tiny) & (processor == "Avx512Bf16")
     same = (back.view(torch.int16) == given.view(torch.int16)) | (back.isnan() & given.isnan())
     assert (same | (subnormal & (back == 0))).all()
 
@@ -100,7 +104,7 @@ def test_floats(library, processor):
         found = run(library, name + processor, floats, torch.float32)
         assert torch.equal(found.view(torch.int32), floats.view(torch.int32))
     found, expected = run(library, f"narrow_half{processor}", floats, torch.bfloat16), floats.bfloat16()
-    subnormal = (floats.abs() < torch.finfo(torch.float32).tiny) & (processor == "Avx512")
+    subnormal = (floats.abs() < torch.finfo(torch.float32).tiny) & (processor == "Avx512Bf16")
     assert torch.equal(found.isnan(), expected.isnan()) and expected.isnan().sum() > 1000
     same = found.view(torch.int16) == expected.view(torch.int16)
     assert (same | expected.isnan() | (subnormal & (found == 0))).all()

@@ -15,10 +15,12 @@ STORED = {  # those that have code of their own for bfloat16 and bytes
     **{"ContinuousBernoulli": 1, "DiscretizedLogistic": 2},
 }
 # By processor: vectors of sixteen floats, and the instructions that widen what is stored as something else
-WIDENED = {
-    "Avx512": (1, {"vpmovzxbd": r"Intensity|unsigned char", "vpmovzxwd": "c10::BFloat16", "vptestmb": "Truth"}),
-    "Avx2": (2, {"vpmovzxbd": r"Intensity|unsigned char|Truth", "vpmovzxwd": "c10::BFloat16", "vpcmpgtd": "Truth"}),
-}
+ZMM = (1, {"vpmovzxbd": r"Intensity|unsigned char", "vpmovzxwd": "c10::BFloat16", "vptestmb": "Truth"})
+YMM = (2, {"vpmovzxbd": r"Intensity|unsigned char|Truth", "vpmovzxwd": "c10::BFloat16", "vpcmpgtd": "Truth"})
+WIDENED = {"Avx512": ZMM, "Avx512Bf16": ZMM, "Avx2": YMM}
+ROUNDS = {"Avx512": "vpmovdw", "Avx512Bf16": "vcvtneps2bf16", "Avx2": "vpackusdw"}
+# With gradients and without, by dtypes of parameters and x; where rounding is by an instruction, bfloat16's gradients
+KINDS = {"Avx512": 2 * 6, "Avx512Bf16": 4, "Avx2": 2 * 6}
 IN_PARTS = ("DiscretizedLogistic",)
 FOR_AVX2 = ("Bernoulli", "Gaussian", "Laplace", "GaussianShared", "LaplaceShared", *IN_PARTS)  # those that have it, too
 PARAMETERS = {**STORED, "Poisson": 1, "NegativeBinomial": 3, "ZeroInflatedNegativeBinomial": 4}
@@ -64,7 +66,7 @@ def functions():
     clones = {
         name: code
         for name, code in zip(blocks[::2], blocks[1::2], strict=True)
-        if any(part in name for part in ("x86_64_v4", ".avx512f", "::Avx512::run<", "::Avx2::run<", "_wide_"))
+        if re.search(r"x86_64_v4|\.avx512f|_wide_|::(Avx512|Avx512Bf16|Avx2)::run<", name)
     }
     if not clones:
         pytest.skip("this library was not built for x86-64-v4")
@@ -91,21 +93,20 @@ def test_stored_numbers_are_widened_and_rounded_in_registers(functions, name, pr
     parts, which always ask memory, in the latter two, and x in the first part alone."""
     named = f"{processor}::run<vae_fast::StoredBlock<vae_fast::{name}, "
     codes = {function: code for function, code in functions.items() if named in function}
-    kinds = 2 * 6  # with gradients and without; dtypes of parameters and x
-    assert len(codes) == (kinds if processor == "Avx512" or name in FOR_AVX2 else 0)
+    assert len(codes) == (KINDS[processor] if processor != "Avx2" or name in FOR_AVX2 else 0)
     vectors, by_dtype = WIDENED[processor]
-    register, rounds = ("zmm", "vcvtneps2bf16") if vectors == 1 else ("ymm", "vpackusdw")
+    register = "zmm" if vectors == 1 else "ymm"
     for function, code in codes.items():
         halves = "c10::BFloat16" in function
         for instruction, dtype in by_dtype.items():
             places = 2 if name in IN_PARTS and dtype != "c10::BFloat16" else 3
             assert code.count(f"\t{instruction} ") >= places * vectors * bool(re.search(dtype, function))
-        assert code.count(f"\t{rounds} ") >= 3 * (halves and f"{name}, 0," not in function)
+        assert code.count(f"\t{ROUNDS[processor]} ") >= 3 * (halves and f"{name}, 0," not in function)
         packed, scalar = (len(re.findall(OPERATION + kind, code)) for kind in (rf"ps\s.*%{register}", r"ss\s"))
         assert packed >= 6 and scalar <= packed // 2 + 40  # an exponential of a shared scale; the last lanes' sums
 
 
-@pytest.mark.parametrize("processor, rounds", [("Avx512", "vcvtneps2bf16"), ("Avx2", "vpackusdw")])
+@pytest.mark.parametrize("processor, rounds", ROUNDS.items())
 def test_stored_gradients_are_scaled_in_registers(functions, processor, rounds):
     [code] = [code for function, code in functions.items() if f"ScaleStored<vae_fast::{processor}>" in function]
     assert all(instruction in code for instruction in ("vpmovzxwd", rounds)) and "mulss" not in code

@@ -558,14 +558,16 @@ Block<K> stored_block_of(const Rows<K>& p) {
     return all;
   };
   using Bytes = std::conditional_t<A::kCounts, uint8_t, Intensity>;
+  using Plain = typename PROCESSOR::Plain;
+  using Rounding = std::conditional_t<(GRADIENTS > 0), PROCESSOR, Plain>;
   if (are(ScalarType::BFloat16)) {
-    if (p.x.type == ScalarType::Byte) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, BFloat16, Bytes, K>;
-    if (p.x.type == ScalarType::Bool) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, BFloat16, Truth, K>;
-    if (p.x.type == ScalarType::BFloat16) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, BFloat16, BFloat16, K>;
-    if (p.x.type == ScalarType::Float) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, BFloat16, float, K>;
+    if (p.x.type == ScalarType::Byte) return kRunStored<Accumulator, GRADIENTS, Rounding, BFloat16, Bytes, K>;
+    if (p.x.type == ScalarType::Bool) return kRunStored<Accumulator, GRADIENTS, Rounding, BFloat16, Truth, K>;
+    if (p.x.type == ScalarType::BFloat16) return kRunStored<Accumulator, GRADIENTS, Rounding, BFloat16, BFloat16, K>;
+    if (p.x.type == ScalarType::Float) return kRunStored<Accumulator, GRADIENTS, Rounding, BFloat16, float, K>;
   } else if (are(ScalarType::Float)) {
-    if (p.x.type == ScalarType::Byte) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, float, Bytes, K>;
-    if (p.x.type == ScalarType::Bool) return kRunStored<Accumulator, GRADIENTS, PROCESSOR, float, Truth, K>;
+    if (p.x.type == ScalarType::Byte) return kRunStored<Accumulator, GRADIENTS, Plain, float, Bytes, K>;
+    if (p.x.type == ScalarType::Bool) return kRunStored<Accumulator, GRADIENTS, Plain, float, Truth, K>;
   }
   return nullptr;
 }
@@ -577,10 +579,12 @@ Block<K> block_of([[maybe_unused]] const Rows<K>& p) {
 #if defined(VAE_FAST_TARGET)
   using A = Accumulator<T, kLanes>;
   if constexpr (std::is_same_v<T, float> && A::kStored && GRADIENTS <= kOwn<A, T>) {
-    Block<K> found = nullptr;
-    if (Avx512::is_served()) found = stored_block_of<Accumulator, GRADIENTS, Avx512>(p);
-    if constexpr (A::kLight || A::kParts > 1)  // one long chain, in vectors half as long, gains little, or loses
-      if (Avx2::is_served()) found = stored_block_of<Accumulator, GRADIENTS, Avx2>(p);
+    const auto found = for_this_processor([&p](auto processor) -> Block<K> {
+      using PROCESSOR = decltype(processor);
+      // One long chain, in vectors half as long, gains little, or loses
+      if constexpr (std::is_same_v<PROCESSOR, Avx2> && !A::kLight && A::kParts == 1) return nullptr;
+      else return stored_block_of<Accumulator, GRADIENTS, PROCESSOR>(p);
+    });
     if (found) return found;
   }
 #endif

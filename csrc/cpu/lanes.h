@@ -6,32 +6,51 @@
 namespace vae_fast {
 
 #if defined(VAE_FAST_TARGET)
-// What x86-64-v4 has, and the instruction that rounds to bfloat16; what x86-64-v3 has
-#define VAE_FAST_FOR_AVX512 VAE_FAST_TARGET("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16,fma,bmi,bmi2,lzcnt")
+// What x86-64-v4 has; that, and the instruction that rounds to bfloat16; what x86-64-v3 has
+#define VAE_FAST_AVX512 "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,fma,bmi,bmi2,lzcnt"
+#define VAE_FAST_FOR_AVX512 VAE_FAST_TARGET(VAE_FAST_AVX512)
+#define VAE_FAST_FOR_AVX512_BF16 VAE_FAST_TARGET(VAE_FAST_AVX512 ",avx512bf16")
 #define VAE_FAST_FOR_AVX2 VAE_FAST_TARGET("avx2,fma,bmi,bmi2,lzcnt,f16c,movbe")
 
-// Processors, and code for them. Those with AVX-512 but without the instruction take neither (it wasn't measured whether
-// they would gain by AVX2's): they move to a buffer what is stored.
+// Processors, and code for them. Plain: for what is not rounded
 struct Avx512 {
-  static bool is_served() { return kRoundsToBFloat16; }
+  using Plain = Avx512;
   template <class CODE, class... ARGUMENTS>
   VAE_FAST_FOR_AVX512 static void run(ARGUMENTS... arguments) {
     CODE::run(arguments...);
   }
 };
+struct Avx512Bf16 {
+  using Plain = Avx512;
+  template <class CODE, class... ARGUMENTS>
+  VAE_FAST_FOR_AVX512_BF16 static void run(ARGUMENTS... arguments) {
+    CODE::run(arguments...);
+  }
+};
 struct Avx2 {
-  static bool is_served() { return kHasAvx2Alone; }
+  using Plain = Avx2;
   template <class CODE, class... ARGUMENTS>
   VAE_FAST_FOR_AVX2 static void run(ARGUMENTS... arguments) {
     CODE::run(arguments...);
   }
 };
 
+// find(PROCESSOR{}) for the one that this is; 0 or null, if it is none of them
+template <class F>
+auto for_this_processor(const F& find) {
+  if (kRoundsToBFloat16) return find(Avx512Bf16{});
+  if (kHasAvx512) return find(Avx512{});
+  if (kHasAvx2) return find(Avx2{});
+  return decltype(find(Avx2{})){};
+}
+
 // A number S, which code for a PROCESSOR widens and narrows
 template <class PROCESSOR, class S>
 struct Stored {
   S number;
 };
+template <class S>
+struct Stored<Avx512Bf16, S> : Stored<Avx512, S> {};
 
 // Masks of ones: for the unmasked functions GCC 12 warns of an operand that isn't there, and makes of a product and a
 // difference one multiply-add.
@@ -60,7 +79,17 @@ VAE_FAST_FOR_AVX512 inline void widen_lanes(const Stored<Avx512, Truth>* from, f
 VAE_FAST_FOR_AVX512 inline void narrow_lanes(const float* from, Stored<Avx512, float>* to) {
   _mm512_storeu_ps(to, _mm512_loadu_ps(from));
 }
+// To the nearest, ties to even, in the upper halves; NaN as another NaN
 VAE_FAST_FOR_AVX512 inline void narrow_lanes(const float* from, Stored<Avx512, BFloat16>* to) {
+  const __m512 v = _mm512_loadu_ps(from);
+  const __m512i all = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
+  const __m512i odd = _mm512_maskz_and_epi32(0xffff, _mm512_maskz_srli_epi32(0xffff, all, 16), one);
+  const __m512i least = _mm512_maskz_add_epi32(0xffff, odd, _mm512_set1_epi32(0x7fff));
+  const __m512i up = _mm512_mask_add_epi32(_mm512_set1_epi32(-1), _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), all, least);
+  const __m256i halves = _mm512_maskz_cvtepi32_epi16(0xffff, _mm512_maskz_srli_epi32(0xffff, up, 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), halves);
+}
+VAE_FAST_FOR_AVX512_BF16 inline void narrow_lanes(const float* from, Stored<Avx512Bf16, BFloat16>* to) {
   const auto rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(from));
   memcpy(to, &rounded, sizeof(rounded));
 }

@@ -104,8 +104,8 @@ inline __attribute__((noinline)) void round_all(const float* from, BFloat16* to,
     _mm256_mask_storeu_epi16(to + i, some, halves);
   }
 }
-inline const bool kRoundsToBFloat16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("x86-64-v4"),
-                  kHasAvx2Alone = __builtin_cpu_supports("x86-64-v3") && !__builtin_cpu_supports("x86-64-v4");
+inline const bool kHasAvx512 = __builtin_cpu_supports("x86-64-v4"), kHasAvx2 = __builtin_cpu_supports("x86-64-v3"),
+                  kRoundsToBFloat16 = kHasAvx512 && __builtin_cpu_supports("avx512bf16");
 #endif
 
 // n results, rounded to the operand's dtype

@@ -29,7 +29,7 @@ struct ScaleStored {
 // How many of n numbers from the row's first on are scaled
 template <class PROCESSOR>
 int64_t scale_stored(const Matrix& m, int64_t row, float factor, int64_t n) {
-  if (!PROCESSOR::is_served() || m.type != ScalarType::BFloat16 || m.column_stride != 1 || factor == 0) return 0;
+  if (m.type != ScalarType::BFloat16 || m.column_stride != 1 || factor == 0) return 0;
   using Number = Stored<PROCESSOR, BFloat16>;
   PROCESSOR::template run<ScaleStored<PROCESSOR>>(m.at<Number>(row, 0), factor, n);
   return n - n % kLanes;
@@ -41,10 +41,9 @@ void scale_row(const Matrix& m, int64_t row, int64_t columns, T factor) {
   T buffer[kBlock];
   int64_t column = 0;
 #if defined(VAE_FAST_TARGET)
-  if constexpr (std::is_same_v<T, float>) {
-    column = scale_stored<Avx512>(m, row, factor, columns);
-    if (column == 0) column = scale_stored<Avx2>(m, row, factor, columns);
-  }
+  if constexpr (std::is_same_v<T, float>)
+    column =
+        for_this_processor([&](auto processor) { return scale_stored<decltype(processor)>(m, row, factor, columns); });
 #endif
   for (; column < columns; column += kBlock) {
     const int64_t n = std::min<int64_t>(kBlock, columns - column);
