@@ -402,6 +402,22 @@ def test_beta_is_the_objective_s():
         model.beta = nn.Linear(1, 1)
 
 
+@pytest.mark.parametrize("owner", ["loss", "model"])
+def test_beta_may_be_a_buffer(owner):
+    """In a number's place and a number in its, again and again; a tensor fills it."""
+    model = VAE(TwoHeads(), MeanAndLogvar())
+    holder = model if owner == "model" else model.objective
+    for _ in range(2):
+        holder.beta = nn.Buffer(torch.tensor(2.0))
+        assert dict(model.named_buffers()) == {"objective.beta": 2.0}
+        assert "objective.beta" in model.state_dict()
+        assert model.double().beta.dtype == torch.float64
+        holder.beta = torch.tensor(3.0)
+        assert dict(model.named_buffers()) == {"objective.beta": 3.0}
+        holder.beta = 0.5
+        assert model.objective.beta == 0.5 and not dict(model.named_buffers())
+
+
 def test_noise_from_a_seed_or_a_generator():
     model, x = bernoulli(), torch.rand(B, D)
     assert torch.equal(model(x, seed=1).z, model(x, seed=1).z) and model.loss(x, seed=1) == model.loss(x, seed=1)

@@ -81,9 +81,11 @@ class VAE(nn.Module):
         self.objective.beta = value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "beta":  # parameters and modules nn.Module takes before properties
+        if name == "beta":  # the property: nn.Module would look first whether it is a buffer, parameter or module
             checks.beta("VAE", value)
-        super().__setattr__(name, value)
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def forward(
         self,
