@@ -418,6 +418,26 @@ def test_beta_may_be_a_buffer(owner):
         assert model.objective.beta == 0.5 and not dict(model.named_buffers())
 
 
+def test_beta_may_be_a_subclass_s_own():
+    class Annealed(ELBOLoss):
+        @property
+        def beta(self):
+            return 2 * self.half
+
+        @beta.setter
+        def beta(self, value):
+            self.half = value / 2
+
+    class Doubled(ELBOLoss):
+        beta = 2.0
+
+    for cls in (Annealed, Doubled):
+        loss = cls(beta=3.0)
+        assert loss.beta == 3
+        loss.beta = 0.5
+        assert loss.beta == 0.5
+
+
 def test_noise_from_a_seed_or_a_generator():
     model, x = bernoulli(), torch.rand(B, D)
     assert torch.equal(model(x, seed=1).z, model(x, seed=1).z) and model.loss(x, seed=1) == model.loss(x, seed=1)

@@ -101,6 +101,7 @@ def test_stored_numbers_are_widened_and_rounded_in_registers(functions, name, pr
         for instruction, dtype in by_dtype.items():
             places = 2 if name in IN_PARTS and dtype != "c10::BFloat16" else 3
             assert code.count(f"\t{instruction} ") >= places * vectors * bool(re.search(dtype, function))
+        assert processor == "Avx512Bf16" or not re.search(r"\tv\w*bf16", code)
         assert code.count(f"\t{ROUNDS[processor]} ") >= 3 * (halves and f"{name}, 0," not in function)
         packed, scalar = (len(re.findall(OPERATION + kind, code)) for kind in (rf"ps\s.*%{register}", r"ss\s"))
         assert packed >= 6 and scalar <= packed // 2 + 40  # an exponential of a shared scale; the last lanes' sums

@@ -62,8 +62,8 @@ class ELBOLoss(nn.Module):
             "categorical" and "discretized_logistic_mixture" take one tensor [B, C, ...].
         beta: weight of the KL (Higgins et al. 2017), not negative, a number or a 0-dim tensor, whose value isn't
             checked. Assign `loss.beta` to anneal it; under torch.compile or CUDA graphs make it a tensor, on the data's
-            device, and change that in place, between two steps; an nn.Buffer goes to devices and into checkpoints with
-            this module. beta = 0 leaves the KL out.
+            device, and change that in place, between two steps; an nn.Buffer follows this module to devices and
+            dtypes, and into checkpoints. beta = 0 leaves the KL out.
         reduction: "mean": summed over features, averaged over the batch; "sum"; "none": [B]; "mean_all": averaged over
             batch and features, nats per dimension of x (KL too), masked ones among them. An empty batch gives 0.
         from_logits: False if recon holds probabilities (see `bernoulli_nll` for what they lose).
@@ -117,8 +117,11 @@ class ELBOLoss(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "beta":
             checks.beta("ELBOLoss", value)
-            if hasattr(self, name) and not (name in self._buffers and isinstance(value, Tensor)):
-                delattr(self, name)  # nn.Module puts no buffer in another's place, nor a number in a buffer's
+            # nn.Module puts no buffer in an attribute's place, and no number in a buffer's
+            if isinstance(value, nn.Buffer):
+                self.__dict__.pop(name, None)
+            elif not isinstance(value, Tensor) and name in self._buffers:
+                delattr(self, name)
         elif name == "reduction":
             checks.one_of("ELBOLoss", name, value, REDUCTIONS)
         elif name == "kl":

@@ -12,7 +12,7 @@ namespace vae_fast {
 #define VAE_FAST_FOR_AVX512_BF16 VAE_FAST_TARGET(VAE_FAST_AVX512 ",avx512bf16")
 #define VAE_FAST_FOR_AVX2 VAE_FAST_TARGET("avx2,fma,bmi,bmi2,lzcnt,f16c,movbe")
 
-// Processors, and code for them. Plain: for what is not rounded
+// Processors, and code for them. Plain: the one whose code serves where nothing is rounded to bfloat16
 struct Avx512 {
   using Plain = Avx512;
   template <class CODE, class... ARGUMENTS>
