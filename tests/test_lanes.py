@@ -38,10 +38,11 @@ ALL(narrow_float, Narrow, float) ALL(narrow_half, Narrow, BFloat16)
 """
 CPU = Path("/proc/cpuinfo")
 FLAGS = set(CPU.read_text().split()) if CPU.exists() else set()
+AVX512 = {"avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 NEEDED = {
     "Avx2": {"avx2", "fma", "f16c", "movbe", "bmi2"},
-    "Avx512": {"avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-    "Avx512Bf16": {"avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16"},
+    "Avx512": AVX512,
+    "Avx512Bf16": AVX512 | {"avx512_bf16"},
 }
 
 pytestmark = pytest.mark.parametrize(

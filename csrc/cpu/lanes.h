@@ -79,7 +79,7 @@ VAE_FAST_FOR_AVX512 inline void widen_lanes(const Stored<Avx512, Truth>* from, f
 VAE_FAST_FOR_AVX512 inline void narrow_lanes(const float* from, Stored<Avx512, float>* to) {
   _mm512_storeu_ps(to, _mm512_loadu_ps(from));
 }
-// To the nearest, ties to even, in the upper halves; NaN as another NaN
+// To the nearest, ties to even; NaN as another NaN
 VAE_FAST_FOR_AVX512 inline void narrow_lanes(const float* from, Stored<Avx512, BFloat16>* to) {
   const __m512 v = _mm512_loadu_ps(from);
   const __m512i all = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);

@@ -11,8 +11,7 @@ constexpr int kStrip = 8, kWideStrip = 16;  // rows at once
 // Of AMD's processors those from Zen 5 on, the first with this instruction; Zen 4 takes sixteen numbers in two steps. Of
 // Intel's, Tiger Lake has it, on which nothing was measured.
 #if defined(VAE_FAST_TARGET)
-inline const bool kHasWideShuffles =
-    __builtin_cpu_supports("avx512vp2intersect") && __builtin_cpu_supports("x86-64-v4");
+inline const bool kHasWideShuffles = kHasAvx512 && __builtin_cpu_supports("avx512vp2intersect");
 #endif
 
 namespace detail {
